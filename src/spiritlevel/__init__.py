@@ -1,0 +1,3 @@
+"""Spirit Level: model alignment traced to a charter."""
+
+__version__ = "0.1.0"
