@@ -1,0 +1,40 @@
+"""Models, local and served, and what is done with them: sampling and the scoring of forks."""
+
+from spiritlevel.models.catalogue import PACKAGED, model_folder, open_local, open_model
+from spiritlevel.models.chat import Chat, Message, assistant, last_user_message, system, user
+from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
+from spiritlevel.models.local import LocalModel
+from spiritlevel.models.remote import RemoteModel
+from spiritlevel.models.reply import Reply
+from spiritlevel.models.sampling import Completion, Sampling, decode
+from spiritlevel.models.scoring import ForkScores, score_forks, score_layout, verify_engine
+
+ChatModel = LocalModel | RemoteModel
+
+__all__ = [
+    "PACKAGED",
+    "Chat",
+    "ChatModel",
+    "Completion",
+    "Fork",
+    "ForkScores",
+    "Layout",
+    "LocalModel",
+    "Message",
+    "RemoteModel",
+    "Reply",
+    "Sampling",
+    "assistant",
+    "decode",
+    "last_user_message",
+    "lay_out",
+    "model_folder",
+    "open_local",
+    "open_model",
+    "plan_batches",
+    "score_forks",
+    "score_layout",
+    "system",
+    "user",
+    "verify_engine",
+]

@@ -1,0 +1,230 @@
+"""A model whose weights are on this machine: chat rendering, batched sampling, forks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models.chat import Chat, assistant, user
+from spiritlevel.models.fork import Fork
+from spiritlevel.models.reply import Reply
+from spiritlevel.models.sampling import Sampling, decode
+
+# Rows decoded together: past this a step on two cores takes longer without more tokens a second.
+ROWS_PER_BATCH = 40
+
+
+class LocalModel:
+    """A Hugging Face causal language model with its tokenizer.
+
+    `name` is what the user called it, `folder` where its weights came from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> None:
+        self.model, self.tokenizer, self.name, self.folder = model, tokenizer, name, folder
+        self.model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the weights and the files that decide how they are used, and the precision."""
+        if self.folder is None:
+            raise ValueError("a model that was not loaded from files has no digest")
+        files: dict[str, str] = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".safetensors", ".jinja") or path.name in _DECIDING:
+                with path.open("rb") as file:
+                    files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(json.dumps([files, str(self.dtype)], sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def pad_token(self) -> int:
+        """Any token will do: padding is masked and never read."""
+        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+
+    @cached_property
+    def end_token(self) -> int:
+        """The token that ends an assistant's turn: the first special token after its words."""
+        chat: Chat = [user("Hello"), assistant("Good day")]
+        rendered: str = self.tokenizer.apply_chat_template(chat, tokenize=False)
+        tail = self.tokenizer(rendered.rpartition("Good day")[2], add_special_tokens=False)["input_ids"]
+        special = set(self.tokenizer.all_special_ids)
+        return int(next((token for token in tail if token in special), self.tokenizer.eos_token_id))
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        more = configured if isinstance(configured, list) else [configured]
+        return frozenset({self.end_token, self.tokenizer.eos_token_id, *more} - {None})
+
+    def prompt_tokens(self, chat: Chat) -> tuple[int, ...]:
+        """The chat rendered by the model's template, up to where the assistant begins to speak."""
+        return tuple(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+    def reply_tokens(self, reply: str, *, finished: bool = True) -> tuple[int, ...]:
+        """A reply's tokens, with the end-of-turn token unless it was cut short."""
+        tokens = tuple(self.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        return (*tokens, self.end_token) if finished else tokens
+
+    def fork(self, chat: Chat, replies: Sequence[str]) -> Fork:
+        return Fork(self.prompt_tokens(chat), tuple(self.reply_tokens(reply) for reply in replies))
+
+    def plan(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """Indices in batches of similar length. The plan depends on the chats alone, so a resumed run repeats it."""
+        lengths = [len(self.prompt_tokens(chat)) for chat in chats]
+        order = sorted(range(len(chats)), key=lambda index: (lengths[index], index))
+        return [order[start : start + ROWS_PER_BATCH] for start in range(0, len(order), ROWS_PER_BATCH)]
+
+    def generate(
+        self,
+        chats: Sequence[Chat],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        on_finish: Callable[[int, Reply], None] | None = None,
+    ) -> list[Reply]:
+        """One reply a chat, in order. temperature 0 is greedy; a row's draws depend on its seed alone."""
+        seeds = list(seeds) if seeds is not None else [0] * len(chats)
+        sampling = Sampling(max_new_tokens, temperature, top_p)
+        replies: dict[int, Reply] = {}
+        for batch in self.plan(chats):
+            prompts = [self.prompt_tokens(chats[index]) for index in batch]
+            completions = decode(
+                self.model,
+                prompts,
+                sampling,
+                stop_tokens=self.stop_tokens,
+                pad_token=self.pad_token,
+                seeds=[seeds[index] for index in batch],
+            )
+            for index, completion in zip(batch, completions, strict=True):
+                text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True).strip()
+                replies[index] = Reply(text, len(completion.tokens), completion.finished)
+                if on_finish is not None:
+                    on_finish(index, replies[index])
+        return [replies[index] for index in range(len(chats))]
+
+    def stream(
+        self, chat: Chat, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> Iterator[str]:
+        """The reply piece by piece, as it is decoded."""
+        pieces: Queue[int | None] = Queue()
+
+        def work() -> None:
+            try:
+                decode(
+                    self.model,
+                    [self.prompt_tokens(chat)],
+                    Sampling(max_new_tokens, temperature, top_p),
+                    stop_tokens=self.stop_tokens,
+                    pad_token=self.pad_token,
+                    seeds=[seed],
+                    on_token=lambda _, token: pieces.put(token),
+                )
+            finally:
+                pieces.put(None)
+
+        worker = Thread(target=work, daemon=True)
+        worker.start()
+        tokens: list[int] = []
+        shown = ""
+        while (token := pieces.get()) is not None:
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            # A character of several tokens shows as U+FFFD until it is whole.
+            if not text.endswith("�"):
+                yield text[len(shown) :]
+                shown = text
+        worker.join()
+
+    def close(self) -> None:
+        """Nothing to release; here so that local and remote models are used alike."""
+
+
+_DECIDING = ("config.json", "adapter_config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware computes in it, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and "avx512_bf16" in _cpu_flags():
+        return torch.bfloat16
+    return torch.float32
+
+
+def best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def load_local(
+    folder: Path, *, name: str, dtype: str | None = None, resolve: Callable[[str], Path] = Path
+) -> LocalModel:
+    """Load a model directory, or an adapter directory with its base found by `resolve`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    device = best_device()
+    precision = getattr(torch, dtype) if dtype else best_dtype(device)
+    adapter = folder / "adapter_config.json"
+    try:
+        if adapter.exists() and not (folder / "config.json").exists():
+            from peft import PeftModel
+
+            base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
+            trunk = AutoModelForCausalLM.from_pretrained(base, dtype=precision)
+            model = PeftModel.from_pretrained(trunk, folder, autocast_adapter_dtype=False)
+            words = folder if (folder / "tokenizer.json").exists() else base
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
+            words = folder
+        tokenizer = AutoTokenizer.from_pretrained(words)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpiritLevelError(
+            f"the model can't be loaded: {reason}",
+            where=str(folder),
+            remedy="The directory needs config.json, safetensors weights and a tokenizer that match each other.",
+        ) from None
+    if tokenizer.chat_template is None:
+        raise SpiritLevelError(
+            "the tokenizer has no chat template, so a conversation can't be rendered",
+            where=str(folder),
+            remedy="Use an instruct model, or add chat_template.jinja to the directory.",
+        )
+    return LocalModel(model.to(device), tokenizer, name=name, folder=folder)
+
+
+def quiet_transformers() -> None:
+    """No advice and no bars from the library: Spirit Level tells what happens."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _cpu_flags() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return ""
+    return next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")

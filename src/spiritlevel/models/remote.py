@@ -1,0 +1,264 @@
+"""Replies from any OpenAI-compatible chat server, named `openai:MODEL@URL`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import KW_ONLY, dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models.chat import Chat
+from spiritlevel.models.reply import Reply
+
+_EXAMPLE = "Write openai:MODEL@URL, for example openai:qwen3-4b@http://127.0.0.1:8080/v1"
+_SET_KEY = "Set SPIRITLEVEL_API_KEY (or OPENAI_API_KEY) to a key that this server accepts."
+_SLOW_DOWN = "The rate limit is reached: lower the concurrency or wait."
+_READ_LOG = "Look into the server's log for the cause, or try again later."
+_REMEDIES = {401: _SET_KEY, 429: _SLOW_DOWN} | dict.fromkeys(range(500, 600), _READ_LOG)
+_PASSING = {408, 409, 429, *range(500, 600)}
+_FIRST_BACKOFF_S, _LONGEST_WAIT_S = 0.5, 60.0
+_PROXIES = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))  # none to this machine
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)  # what reading foreign JSON can raise
+
+_EMPTY = "an empty body"
+_Body = dict[str, Any]
+_OnFinish = Callable[[int, Reply], None]
+
+
+def parse_remote_spec(spec: str) -> tuple[str, str]:
+    """`openai:MODEL@URL` -> (MODEL, URL); MODEL may itself contain `@`, `:` and `/`."""
+    match = re.fullmatch(r"openai:(.*\S.*)@(https?://.*)", spec)  # greedy: cuts at the last @http(s)://
+    if not match:
+        raise SpiritLevelError("not the name of a remote model", where=_clean(spec), remedy=_EXAMPLE)
+    return match[1].strip(), _checked_url(match[2])
+
+
+@dataclass
+class RemoteModel(AbstractContextManager["RemoteModel"]):
+    """A chat model behind HTTP; `timeout` is the longest silence of the server, in seconds."""
+
+    model: str
+    base_url: str
+    _: KW_ONLY
+    timeout: float = 60.0
+    retries: int = 4
+    concurrency: int = 8
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0 or self.retries < 0 or self.concurrency < 1:
+            raise ValueError("timeout must be above 0, retries at least 0, concurrency at least 1")
+        self.base_url = _checked_url(self.base_url)
+        self._url = f"{self.base_url}/chat/completions"
+        options = {"auth": _with_key, "limits": httpx.Limits(), "mounts": _PROXIES}
+        timeout = httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0))
+        self._options: dict[str, Any] = options | {"timeout": timeout}
+        self._client = httpx.Client(**self._options)  # for streams; `generate` opens and closes its own
+
+    @property
+    def name(self) -> str:
+        return f"openai:{self.model}@{self.base_url}"
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(
+        self,
+        chats: Sequence[Chat],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        on_finish: _OnFinish | None = None,
+    ) -> list[Reply]:
+        """One reply a chat, in order; `on_finish` hears of each as it arrives. A failure cancels the rest."""
+        each_seed: Sequence[int | None] = [None] * len(chats) if seeds is None else seeds
+        pairs = zip(chats, each_seed, strict=True)
+        bodies = [self._body(chat, seed, max_new_tokens, temperature, top_p) for chat, seed in pairs]
+        try:
+            return asyncio.run(self._generate(bodies, on_finish))
+        except BaseExceptionGroup as failures:
+            raise self._explain(failures.exceptions[0]) from None
+
+    def stream(
+        self,
+        chat: Chat,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The reply piece by piece. Retries happen before the first piece, never after."""
+        body = self._body(chat, seed, max_new_tokens, temperature, top_p) | {"stream": True}
+        try:
+            with closing(self._open(body)) as response:
+                yield from filter(None, self._pieces(response))
+        except httpx.HTTPError as error:
+            raise self._explain(error) from None
+
+    def _body(self, chat: Chat, seed: int | None, max_tokens: int, temperature: float, top_p: float) -> _Body:
+        body = {"model": self.model, "messages": chat, "max_tokens": max_tokens}
+        return body | {"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed})
+
+    async def _generate(self, bodies: list[_Body], on_finish: _OnFinish | None) -> list[Reply]:
+        slots = asyncio.Semaphore(self.concurrency)
+
+        async def one(index: int, body: _Body) -> Reply:
+            async with slots:  # held while backing off, so that a busy server is left alone
+                reply = self._reply(await self._ask(client, body))
+            if on_finish is not None:
+                on_finish(index, reply)
+            return reply
+
+        async with httpx.AsyncClient(**self._options) as client, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index, body)) for index, body in enumerate(bodies)]
+        return [task.result() for task in tasks]
+
+    async def _ask(self, client: httpx.AsyncClient, body: _Body, attempt: int = 0) -> httpx.Response:
+        try:
+            return (await client.post(self._url, json=body)).raise_for_status()
+        except httpx.HTTPError as error:
+            pause = self._pause(error, attempt)
+        await asyncio.sleep(pause)
+        return await self._ask(client, body, attempt + 1)
+
+    def _open(self, body: _Body, attempt: int = 0) -> httpx.Response:
+        try:
+            request = self._client.build_request("POST", self._url, json=body)
+            response = self._client.send(request, stream=True)
+            if not response.is_success:
+                response.read()
+            return response.raise_for_status()
+        except httpx.HTTPError as error:
+            pause = self._pause(error, attempt)
+        time.sleep(pause)
+        return self._open(body, attempt + 1)
+
+    def _pause(self, error: httpx.HTTPError, attempt: int) -> float:
+        """Seconds until the next try: full jitter, no less than Retry-After. Raises a final `error`."""
+        passing, asked = isinstance(error, httpx.TransportError), ""
+        if isinstance(error, httpx.HTTPStatusError):
+            asked = error.response.headers.get("retry-after", "")
+            passing = error.response.status_code in _PASSING
+        if not passing or attempt >= self.retries:
+            raise error
+        ceiling = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LONGEST_WAIT_S)
+        return max(random.uniform(0, ceiling), _seconds_asked(asked))
+
+    def _reply(self, response: httpx.Response) -> Reply:
+        try:
+            answer = response.json()
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] or ""  # null where the model only thought or called a tool
+            tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
+            return Reply("" + text, tokens, choice.get("finish_reason") == "stop")
+        except _MALFORMED:
+            raise httpx.DecodingError(response.text or _EMPTY) from None
+
+    def _pieces(self, response: httpx.Response) -> Iterator[str]:
+        ended = False
+        for data in _events(response.iter_bytes()):
+            if data == b"[DONE]":
+                return
+            try:
+                choices = json.loads(data)["choices"]
+                choice = choices[0] if choices else {"delta": {}}  # none in the chunk that carries the usage
+                piece = "" + (choice["delta"].get("content") or "")
+                ended = ended or choice.get("finish_reason") is not None
+            except _MALFORMED:
+                raise httpx.DecodingError(data.decode(errors="replace") or _EMPTY) from None
+            yield piece
+        if not ended:
+            raise httpx.RemoteProtocolError("the stream ended before the reply")
+
+    def _explain(self, error: BaseException) -> BaseException:
+        if not isinstance(error, httpx.HTTPError):
+            return error
+        what = _clean(str(error)) or type(error).__name__
+        if isinstance(error, httpx.HTTPStatusError):
+            status, body = error.response.status_code, _clean(error.response.text)
+            problem, remedy = f"HTTP {status}: {body or _EMPTY}", self._remedy(status)
+        elif isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+            problem = f"the server cannot be reached ({what})"
+            remedy = f"Is it running, and is the URL right? `curl {self.base_url}/models` should answer."
+        elif isinstance(error, httpx.TimeoutException):
+            problem = f"no answer within {self.timeout:g} s"
+            remedy = "Ask for fewer new tokens, lower the concurrency, or raise the timeout."
+        elif isinstance(error, httpx.DecodingError):
+            problem = f"expected a chat completion in JSON, found: {what}"
+            remedy = "Check that the URL is that of a chat API."
+        else:
+            problem, remedy = f"the connection broke ({what})", _READ_LOG
+        return SpiritLevelError(problem, where=self._url, remedy=remedy)
+
+    def _remedy(self, status: int) -> str:
+        if status != 404:
+            return _REMEDIES.get(status, "Check that the server allows this model and these settings.")
+        try:
+            listed = self._client.get(f"{self.base_url}/models", timeout=10.0).json()["data"]
+            offered = ", ".join(_clean(model["id"]) for model in listed[:20])
+            return f"The server has no model {self.model!r}; it offers: {offered or 'none'}"
+        except (httpx.HTTPError, *_MALFORMED):
+            return f"Check the model's name {self.model!r}, and the URL, which often ends in /v1."
+
+
+def _checked_url(url: str) -> str:
+    with suppress(httpx.InvalidURL):
+        if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) and httpx.URL(url).host:
+            return url.rstrip("/")
+    shown = _clean(re.sub(r"(?<=//)[^/?#]*@|[?#].*", "…", url))  # a password may stand there
+    raise SpiritLevelError("not a plain address (no user name, ? or #)", where=shown, remedy=_EXAMPLE)
+
+
+def _key() -> str:
+    key = (os.environ.get("SPIRITLEVEL_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
+    if not re.fullmatch("[!-~]*", key):  # httpx would quote the key in its own error
+        raise SpiritLevelError("the API key holds a space or a non-ASCII character", remedy=_SET_KEY)
+    return key
+
+
+def _with_key(request: httpx.Request) -> httpx.Request:
+    if key := _key():
+        request.headers["Authorization"] = f"Bearer {key}"
+    return request
+
+
+def _clean(text: str) -> str:
+    """The start of a foreign text on one line, without control characters and without the key."""
+    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    for form in {_key(), _key().replace("/", r"\/")} - {""}:  # some JSON writers escape the slash
+        line = line.replace(form, "[key]")
+    return line[:300]
+
+
+def _seconds_asked(header: str) -> float:
+    """Retry-After (RFC 9110 §10.2.3), a number or a date; 0 if unreadable, at most a minute."""
+    try:
+        number = re.fullmatch(r"\d+(\.\d*)?", header)
+        seconds = float(header) if number else parsedate_to_datetime(header).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(0.0, min(seconds, _LONGEST_WAIT_S))
+
+
+def _events(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The data of server-sent events, cut as bytes: httpx's iter_lines would also cut at U+2028."""
+    rest = b""
+    for chunk in itertools.chain(chunks, (b"\n",)):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line[5:].strip() for line in lines if line.startswith(b"data:"))

@@ -1,0 +1,169 @@
+"""Batched decoding: the batch's common prefix once, a growing KV cache without copies, finished rows dropped.
+
+Each row draws from a random stream of its own seed, so what a prompt gets does not depend on its batch mates
+(exactly so in float64; in bfloat16 a near tie may fall the other way when padding changes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+# Rows are compacted when this share of them has finished: dropping one row copies the whole cache.
+COMPACT_AT = 0.25
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy; top_p < 1 keeps the smallest set with that mass."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids without the stop token; `finished` when the model stopped by itself."""
+
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop_tokens: frozenset[int],
+    pad_token: int,
+    seeds: Sequence[int],
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Continue every prompt; `on_token(row, token)` is told each token as it comes.
+
+    `model` is a Hugging Face causal language model in eval mode. One call is one batch.
+    """
+    device = model.get_input_embeddings().weight.device
+    cache, mask, logits = _prefill(model, prompts, sampling.max_new_tokens, pad_token, device)
+    draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
+    written: list[list[int]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    live = list(range(len(prompts)))  # the prompt that each row of the cache belongs to
+    for step in range(sampling.max_new_tokens):
+        uniform = torch.tensor([draws[index][step] for index in live], dtype=torch.float64, device=device)
+        chosen = choose_tokens(logits, uniform, sampling)
+        for index, token in zip(live, chosen.tolist(), strict=True):
+            if not stopped[index] and token in stop_tokens:
+                stopped[index] = True
+            elif not stopped[index]:
+                written[index].append(token)
+                if on_token is not None:
+                    on_token(index, token)
+        if step + 1 == sampling.max_new_tokens or all(stopped):
+            break
+        if sum(stopped[index] for index in live) >= COMPACT_AT * len(live):
+            keep = torch.tensor([row for row, index in enumerate(live) if not stopped[index]], device=device)
+            live = [index for index in live if not stopped[index]]
+            cache.batch_select_indices(keep)
+            mask, chosen = mask[keep], chosen[keep]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        logits = model(
+            input_ids=chosen[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return [Completion(tuple(tokens), end) for tokens, end in zip(written, stopped, strict=True)]
+
+
+def choose_tokens(
+    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, " rows"], sampling: Sampling
+) -> Int[Tensor, " rows"]:
+    """One token a row: the arg max, or the inverse of the cumulative distribution at `uniform` in [0, 1)."""
+    if sampling.temperature == 0.0:
+        return logits.argmax(-1)
+    probabilities, order = (logits.double() / sampling.temperature).softmax(-1).sort(-1, descending=True)
+    cumulative = probabilities.cumsum(-1)
+    # The mass kept: up to and including the token that crosses top_p.
+    kept = (cumulative - probabilities < sampling.top_p).sum(-1, keepdim=True)
+    mass = cumulative.gather(-1, kept - 1)
+    place = torch.searchsorted(cumulative, uniform[:, None] * mass, right=True).minimum(kept - 1)
+    return order.gather(-1, place)[:, 0]
+
+
+def _prefill(
+    model: Any, prompts: Sequence[Sequence[int]], room: int, pad_token: int, device: torch.device
+) -> tuple[DynamicCache, Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]]:
+    """The cache, attention mask and next-token logits after all prompts.
+
+    What the prompts share at their start is computed for one row and repeated; the rest is padded on the left.
+    """
+    shared = len(commonprefix([tuple(prompt[:-1]) for prompt in prompts]))
+    rest = [tuple(prompt[shared:]) for prompt in prompts]
+    width = max(map(len, rest))
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_ReservedLayer(width + room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if shared:
+        prefix = torch.tensor([prompts[0][:shared]], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+    tokens = torch.tensor([(pad_token,) * (width - len(tail)) + tail for tail in rest], device=device)
+    seen = torch.tensor([(0,) * (width - len(tail)) + (1,) * len(tail) for tail in rest], device=device)
+    mask = torch.cat([seen.new_ones(len(prompts), shared), seen], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+    logits = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return cache, mask, logits
+
+
+class _ReservedLayer(DynamicLayer):
+    """A cache layer with room to grow: a step writes in place instead of copying all that came before."""
+
+    def __init__(self, reserve: int) -> None:
+        super().__init__()
+        self.reserve = reserve
+        self.store: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if self.store is None or self.store[0].shape[-2] < new:
+            rows, heads, _, width = key_states.shape
+            self.store = (
+                key_states.new_empty(rows, heads, new + self.reserve, width),
+                value_states.new_empty(rows, heads, new + self.reserve, value_states.shape[-1]),
+            )
+            if old:
+                self.store[0][:, :, :old] = self.keys
+                self.store[1][:, :, :old] = self.values
+        self.store[0][:, :, old:new] = key_states
+        self.store[1][:, :, old:new] = value_states
+        self.keys, self.values = self.store[0][:, :, :new], self.store[1][:, :, :new]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.store = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.store = None

@@ -1,0 +1,175 @@
+"""Log-probabilities of the continuations of forks, with gradients.
+
+The trunk runs once over each row; the output head runs only where a continuation token is predicted, in
+chunks, and never keeps logits: for a frozen head the gradient is finished in the forward pass (the trick of
+Liger-Kernel's fused linear cross-entropy), for a trained head the chunk is computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
+
+# A chunk of logits [tokens, vocabulary] in float32 stays under this many bytes.
+LOGIT_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class ForkScores:
+    """Log-probabilities of every scored token, in the order of the forks and their continuations.
+
+    logprobs: [scored], float32; owner: [scored], the continuation each belongs to, counted through.
+    """
+
+    logprobs: Float[Tensor, " scored"]
+    owner: Int[Tensor, " scored"]
+    continuations: int
+
+    def sums(self) -> Float[Tensor, " continuations"]:
+        """log π(y|x) of each continuation."""
+        return self.logprobs.new_zeros(self.continuations).index_add(0, self.owner, self.logprobs)
+
+    def counts(self) -> Int[Tensor, " continuations"]:
+        """Tokens of each continuation."""
+        return torch.bincount(self.owner, minlength=self.continuations)
+
+
+def score_layout(model: Any, layout: Layout) -> ForkScores:
+    """Score one laid-out micro-batch with a Hugging Face causal language model (or PEFT model)."""
+    trunk, head, transform = _parts(model)
+    layout = layout.to(head.weight.device)
+    dtype = head.weight.dtype
+    mask = torch.zeros(layout.sees.shape, dtype=dtype, device=layout.sees.device)
+    mask = mask.masked_fill_(~layout.sees, torch.finfo(dtype).min)[:, None]
+    hidden = trunk(
+        input_ids=layout.tokens, attention_mask=mask, position_ids=layout.positions, use_cache=False
+    ).last_hidden_state
+    predicting = hidden[layout.row, layout.column]
+    logprobs = token_logprobs(predicting, head.weight, head.bias, layout.targets, transform)
+    return ForkScores(logprobs, layout.owner, layout.continuations)
+
+
+@torch.inference_mode()
+def score_forks(model: Any, forks: Sequence[Fork], *, pad_token: int, token_budget: int) -> list[list[float]]:
+    """log π(y|x) of every continuation of every fork, without gradients, in the order given."""
+    sums: list[list[float]] = [[] for _ in forks]
+    for batch in plan_batches([fork.length for fork in forks], token_budget):
+        scored = score_layout(model, lay_out([forks[index] for index in batch], pad_token)).sums().tolist()
+        for index in batch:
+            count = len(forks[index].continuations)
+            sums[index], scored = scored[:count], scored[count:]
+    return sums
+
+
+@torch.inference_mode()
+def verify_engine(model: Any, fork: Fork, *, pad_token: int) -> None:
+    """Compare the engine with the model's own plain forward pass on one fork.
+
+    Raises SpiritLevelError if an architecture does something between trunk and logits, or with masks, that
+    the engine does not know. Cheap enough to run once before each training.
+    """
+    fast = score_layout(model, lay_out([fork], pad_token)).sums()
+    plain = []
+    for continuation in fork.continuations:
+        ids = torch.tensor([[*fork.prompt, *continuation]], device=fast.device)
+        logits = model(input_ids=ids).logits[0, len(fork.prompt) - 1 : -1].float()
+        plain.append(logits.log_softmax(-1).gather(-1, ids[0, len(fork.prompt) :, None]).sum())
+    expected = torch.stack(plain)
+    tokens = torch.tensor([len(c) for c in fork.continuations], device=fast.device)
+    tolerance = (0.1 if _parts(model)[1].weight.dtype != torch.float32 else 1e-3) * tokens
+    if not bool(((fast - expected).abs() <= tolerance).all()):
+        raise SpiritLevelError(
+            f"the scoring engine disagrees with {type(model).__name__}: {fast.tolist()} against {expected.tolist()}",
+            remedy="This architecture is not supported yet; please report it with the model's config.json.",
+        )
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "scored width"],
+    weight: Float[Tensor, "vocabulary width"],
+    bias: Float[Tensor, " vocabulary"] | None,
+    targets: Int[Tensor, " scored"],
+    transform: LogitTransform | None = None,
+) -> Float[Tensor, " scored"]:
+    """log softmax(hidden · weightᵀ + bias) at the target ids, without keeping logits."""
+    transform = transform or LogitTransform()
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    size = max(1, LOGIT_CHUNK_BYTES // (4 * weight.shape[0]))
+    chunks = []
+    for part, ids in zip(hidden.split(size), targets.split(size), strict=True):
+        if trained and torch.is_grad_enabled():
+            chunks.append(
+                torch.utils.checkpoint.checkpoint(_plain, part, weight, bias, ids, transform, use_reentrant=False)
+            )
+        elif torch.is_grad_enabled() and part.requires_grad:
+            chunks.append(_FrozenHead.apply(part, weight, bias, ids, transform))
+        else:
+            chunks.append(_plain(part, weight, bias, ids, transform))
+    return torch.cat(chunks)
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What an architecture does to its logits: scale, then soft cap c·tanh(x/c). None and 1: nothing."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def derivative(self, transformed: Tensor) -> Tensor | float:
+        """d transformed / d raw, given the transformed logits."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - (transformed / self.softcap) ** 2)
+
+
+def _plain(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+) -> Tensor:
+    logits = transform(torch.nn.functional.linear(hidden, weight, bias))
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """∂ log p(t) / ∂ hidden = (W[t] − softmax · W), one vector a token, so it is made where the logits are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+    ) -> Tensor:
+        logits = transform(torch.nn.functional.linear(hidden, weight, bias))
+        normaliser = logits.logsumexp(-1)
+        chosen = logits.gather(-1, targets[:, None])[:, 0]
+        slope = transform.derivative(logits)
+        probabilities = logits.sub_(normaliser[:, None]).exp_()
+        probabilities.neg_().scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=logits.dtype))
+        ctx.save_for_backward((probabilities * slope).to(weight.dtype) @ weight)
+        return chosen - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (direction,) = ctx.saved_tensors
+        return (direction * upstream[0][:, None]).to(direction.dtype), None, None, None, None
+
+
+def _parts(model: Any) -> tuple[Any, Any, LogitTransform]:
+    """The trunk (hidden states), the output head and the logit transform of a causal language model."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = causal.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    transform = LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+    return causal.get_decoder(), causal.get_output_embeddings(), transform

@@ -1,0 +1,135 @@
+"""Files that are whole or absent: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spiritlevel.errors import SpiritLevelError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there takes its place if the block succeeds.
+
+    Raises SpiritLevelError when the disk is full or the place can't be written; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Raises SpiritLevelError naming the file and the line if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpiritLevelError("there is no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise SpiritLevelError(f"not valid JSON: {error}", where=f"{path}:{line}") from None
+
+
+def read_jsonl(path: Path) -> list[tuple[int, Any]]:
+    """(line number, value) of every line that is not blank. Raises SpiritLevelError naming the line."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    rows.append((number, json.loads(line)))
+    except FileNotFoundError:
+        raise SpiritLevelError("there is no such file", where=str(path)) from None
+    except json.JSONDecodeError as error:
+        raise SpiritLevelError(
+            f"not valid JSON: {error.msg} at column {error.colno}",
+            where=f"{path}:{number}",
+            remedy="Each line must be one JSON object; mend or remove this line.",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise SpiritLevelError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
+    return rows
+
+
+class ContentStore:
+    """JSON values under content digests, one small file each, safe against kills and torn writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, key: str) -> Any | None:
+        """The value, or None if it is absent or torn."""
+        try:
+            entry = json.loads(self._path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return entry["value"] if isinstance(entry, dict) and entry.get("key") == key else None
+
+    def put(self, key: str, value: Any) -> None:
+        with atomic_path(self._path(key)) as temporary:
+            temporary.write_text(json.dumps({"key": key, "value": value}, ensure_ascii=False), encoding="utf-8")
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key[2:]}.json"
+
+
+def compute_missing(
+    store: ContentStore,
+    keys: Sequence[str],
+    batches: Sequence[Sequence[int]],
+    compute: Callable[[Sequence[int], Callable[[int, Any], None]], None],
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Any]:
+    """The values of `keys`, computing by batches what the store lacks.
+
+    A batch that lacks anything is computed whole, so that a run that was killed and resumed sees the same
+    batches, and therefore the same numbers, as one that was not. `compute(indices, done)` calls
+    `done(index, value)` for each; on_progress(n) is told of n more values.
+    """
+    values = [store.get(key) for key in keys]
+
+    def done(index: int, value: Any) -> None:
+        if values[index] is None:
+            store.put(keys[index], value)
+            values[index] = value
+
+    for batch in batches:
+        if any(values[index] is None for index in batch):
+            compute(batch, done)
+        if on_progress is not None:
+            on_progress(len(batch))
+    return values
+
+
+def _explained(error: OSError, path: Path) -> SpiritLevelError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpiritLevelError(
+            "the disk is full; everything finished before is kept",
+            where=str(path),
+            remedy="Free some space and run the same command again: it goes on where it stopped.",
+        )
+    return SpiritLevelError(f"cannot be written: {error.strerror or error}", where=str(path))
