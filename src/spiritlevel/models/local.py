@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -17,10 +16,9 @@ from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.chat import Chat, assistant, user
 from spiritlevel.models.fork import Fork
 from spiritlevel.models.reply import Reply
-from spiritlevel.models.sampling import Sampling, decode
+from spiritlevel.models.sampling import Sampling, decode, plan_prompts
+from spiritlevel.store import digest_file, digest_json
 
-# Rows decoded together: past this a step on two cores takes longer without more tokens a second.
-ROWS_PER_BATCH = 40
 
 
 class LocalModel:
@@ -46,12 +44,8 @@ class LocalModel:
         """SHA-256 over the weights and the files that decide how they are used, and the precision."""
         if self.folder is None:
             raise ValueError("a model that was not loaded from files has no digest")
-        files: dict[str, str] = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix in (".safetensors", ".jinja") or path.name in _DECIDING:
-                with path.open("rb") as file:
-                    files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(json.dumps([files, str(self.dtype)], sort_keys=True).encode()).hexdigest()
+        files = [path for path in sorted(self.folder.iterdir()) if path.suffix in _WEIGHTS or path.name in _DECIDING]
+        return digest_json([{path.name: digest_file(path) for path in files}, str(self.dtype)])
 
     @cached_property
     def pad_token(self) -> int:
@@ -86,10 +80,11 @@ class LocalModel:
         return Fork(self.prompt_tokens(chat), tuple(self.reply_tokens(reply) for reply in replies))
 
     def plan(self, chats: Sequence[Chat]) -> list[list[int]]:
-        """Indices in batches of similar length. The plan depends on the chats alone, so a resumed run repeats it."""
-        lengths = [len(self.prompt_tokens(chat)) for chat in chats]
-        order = sorted(range(len(chats)), key=lambda index: (lengths[index], index))
-        return [order[start : start + ROWS_PER_BATCH] for start in range(0, len(order), ROWS_PER_BATCH)]
+        """Indices in batches whose prompts share their beginnings, since a batch computes its common prefix once.
+
+        The plan depends on the chats alone, so that a resumed run repeats it.
+        """
+        return plan_prompts([self.prompt_tokens(chat) for chat in chats])
 
     def generate(
         self,
@@ -159,6 +154,7 @@ class LocalModel:
         """Nothing to release; here so that local and remote models are used alike."""
 
 
+_WEIGHTS = (".safetensors", ".jinja")
 _DECIDING = ("config.json", "adapter_config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json")
 
 

@@ -23,17 +23,13 @@ from spiritlevel.models.reply import Reply
 
 _EXAMPLE = "Write openai:MODEL@URL, for example openai:qwen3-4b@http://127.0.0.1:8080/v1"
 _SET_KEY = "Set SPIRITLEVEL_API_KEY (or OPENAI_API_KEY) to a key that this server accepts."
-_SLOW_DOWN = "The rate limit is reached: lower the concurrency or wait."
 _READ_LOG = "Look into the server's log for the cause, or try again later."
-_REMEDIES = {401: _SET_KEY, 429: _SLOW_DOWN} | dict.fromkeys(range(500, 600), _READ_LOG)
 _PASSING = {408, 409, 429, *range(500, 600)}
+_REMEDIES = dict.fromkeys(_PASSING, _READ_LOG) | {401: _SET_KEY, 429: "Lower the concurrency, or wait."}
 _FIRST_BACKOFF_S, _LONGEST_WAIT_S = 0.5, 60.0
 _PROXIES = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))  # none to this machine
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)  # what reading foreign JSON can raise
-
-_EMPTY = "an empty body"
 _Body = dict[str, Any]
-_OnFinish = Callable[[int, Reply], None]
 
 
 def parse_remote_spec(spec: str) -> tuple[str, str]:
@@ -60,9 +56,8 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
             raise ValueError("timeout must be above 0, retries at least 0, concurrency at least 1")
         self.base_url = _checked_url(self.base_url)
         self._url = f"{self.base_url}/chat/completions"
-        options = {"auth": _with_key, "limits": httpx.Limits(), "mounts": _PROXIES}
-        timeout = httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0))
-        self._options: dict[str, Any] = options | {"timeout": timeout}
+        self._options: dict[str, Any] = {"auth": _with_key, "limits": httpx.Limits(), "mounts": _PROXIES}
+        self._options["timeout"] = httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0))
         self._client = httpx.Client(**self._options)  # for streams; `generate` opens and closes its own
 
     @property
@@ -83,14 +78,13 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seeds: Sequence[int] | None = None,
-        on_finish: _OnFinish | None = None,
+        on_finish: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
         """One reply a chat, in order; `on_finish` hears of each as it arrives. A failure cancels the rest."""
-        each_seed: Sequence[int | None] = [None] * len(chats) if seeds is None else seeds
-        pairs = zip(chats, each_seed, strict=True)
+        pairs = zip(chats, [None] * len(chats) if seeds is None else seeds, strict=True)
         bodies = [self._body(chat, seed, max_new_tokens, temperature, top_p) for chat, seed in pairs]
         try:
-            return asyncio.run(self._generate(bodies, on_finish))
+            return asyncio.run(self._generate(bodies, on_finish or (lambda *_: None)))
         except BaseExceptionGroup as failures:
             raise self._explain(failures.exceptions[0]) from None
 
@@ -115,14 +109,13 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
         body = {"model": self.model, "messages": chat, "max_tokens": max_tokens}
         return body | {"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed})
 
-    async def _generate(self, bodies: list[_Body], on_finish: _OnFinish | None) -> list[Reply]:
+    async def _generate(self, bodies: list[_Body], on_finish: Callable[[int, Reply], None]) -> list[Reply]:
         slots = asyncio.Semaphore(self.concurrency)
 
         async def one(index: int, body: _Body) -> Reply:
             async with slots:  # held while backing off, so that a busy server is left alone
                 reply = self._reply(await self._ask(client, body))
-            if on_finish is not None:
-                on_finish(index, reply)
+            on_finish(index, reply)
             return reply
 
         async with httpx.AsyncClient(**self._options) as client, asyncio.TaskGroup() as group:
@@ -139,11 +132,10 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
 
     def _open(self, body: _Body, attempt: int = 0) -> httpx.Response:
         try:
-            request = self._client.build_request("POST", self._url, json=body)
-            response = self._client.send(request, stream=True)
-            if not response.is_success:
-                response.read()
-            return response.raise_for_status()
+            answer = self._client.send(self._client.build_request("POST", self._url, json=body), stream=True)
+            if not answer.is_success:
+                answer.read()
+            return answer.raise_for_status()
         except httpx.HTTPError as error:
             pause = self._pause(error, attempt)
         time.sleep(pause)
@@ -151,14 +143,12 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
 
     def _pause(self, error: httpx.HTTPError, attempt: int) -> float:
         """Seconds until the next try: full jitter, no less than Retry-After. Raises a final `error`."""
-        passing, asked = isinstance(error, httpx.TransportError), ""
-        if isinstance(error, httpx.HTTPStatusError):
-            asked = error.response.headers.get("retry-after", "")
-            passing = error.response.status_code in _PASSING
+        response = error.response if isinstance(error, httpx.HTTPStatusError) else None
+        passing = response.status_code in _PASSING if response else isinstance(error, httpx.TransportError)
         if not passing or attempt >= self.retries:
             raise error
-        ceiling = min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LONGEST_WAIT_S)
-        return max(random.uniform(0, ceiling), _seconds_asked(asked))
+        jitter = random.uniform(0, min(_FIRST_BACKOFF_S * 2 ** min(attempt, 10), _LONGEST_WAIT_S))
+        return max(jitter, _seconds_asked(response.headers.get("retry-after", "") if response else ""))
 
     def _reply(self, response: httpx.Response) -> Reply:
         try:
@@ -168,7 +158,7 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
             tokens = int((answer.get("usage") or {}).get("completion_tokens") or 0)
             return Reply("" + text, tokens, choice.get("finish_reason") == "stop")
         except _MALFORMED:
-            raise httpx.DecodingError(response.text or _EMPTY) from None
+            raise httpx.DecodingError(f"found '{response.text}'") from None
 
     def _pieces(self, response: httpx.Response) -> Iterator[str]:
         ended = False
@@ -181,7 +171,7 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
                 piece = "" + (choice["delta"].get("content") or "")
                 ended = ended or choice.get("finish_reason") is not None
             except _MALFORMED:
-                raise httpx.DecodingError(data.decode(errors="replace") or _EMPTY) from None
+                raise httpx.DecodingError(f"found '{data.decode(errors='replace')}'") from None
             yield piece
         if not ended:
             raise httpx.RemoteProtocolError("the stream ended before the reply")
@@ -191,17 +181,14 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
             return error
         what = _clean(str(error)) or type(error).__name__
         if isinstance(error, httpx.HTTPStatusError):
-            status, body = error.response.status_code, _clean(error.response.text)
-            problem, remedy = f"HTTP {status}: {body or _EMPTY}", self._remedy(status)
+            status, body = error.response.status_code, _clean(error.response.text) or "an empty body"
+            problem, remedy = f"HTTP {status}: {body}", self._remedy(status)
         elif isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-            problem = f"the server cannot be reached ({what})"
-            remedy = f"Is it running, and is the URL right? `curl {self.base_url}/models` should answer."
+            problem, remedy = f"the server cannot be reached ({what})", "Is it running? Check the URL."
         elif isinstance(error, httpx.TimeoutException):
-            problem = f"no answer within {self.timeout:g} s"
-            remedy = "Ask for fewer new tokens, lower the concurrency, or raise the timeout."
+            problem, remedy = f"no answer within {self.timeout:g} s", "Lower concurrency or raise timeout."
         elif isinstance(error, httpx.DecodingError):
-            problem = f"expected a chat completion in JSON, found: {what}"
-            remedy = "Check that the URL is that of a chat API."
+            problem, remedy = f"expected a chat completion, {what}", "Is the URL that of a chat API?"
         else:
             problem, remedy = f"the connection broke ({what})", _READ_LOG
         return SpiritLevelError(problem, where=self._url, remedy=remedy)
@@ -209,12 +196,11 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
     def _remedy(self, status: int) -> str:
         if status != 404:
             return _REMEDIES.get(status, "Check that the server allows this model and these settings.")
-        try:
+        with suppress(httpx.HTTPError, *_MALFORMED):
             listed = self._client.get(f"{self.base_url}/models", timeout=10.0).json()["data"]
             offered = ", ".join(_clean(model["id"]) for model in listed[:20])
             return f"The server has no model {self.model!r}; it offers: {offered or 'none'}"
-        except (httpx.HTTPError, *_MALFORMED):
-            return f"Check the model's name {self.model!r}, and the URL, which often ends in /v1."
+        return f"Check the model's name {self.model!r}, and the URL, which often ends in /v1."
 
 
 def _checked_url(url: str) -> str:
@@ -240,7 +226,7 @@ def _with_key(request: httpx.Request) -> httpx.Request:
 
 def _clean(text: str) -> str:
     """The start of a foreign text on one line, without control characters and without the key."""
-    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     for form in {_key(), _key().replace("/", r"\/")} - {""}:  # some JSON writers escape the slash
         line = line.replace(form, "[key]")
     return line[:300]
@@ -248,12 +234,11 @@ def _clean(text: str) -> str:
 
 def _seconds_asked(header: str) -> float:
     """Retry-After (RFC 9110 §10.2.3), a number or a date; 0 if unreadable, at most a minute."""
-    try:
-        number = re.fullmatch(r"\d+(\.\d*)?", header)
+    with suppress(ValueError, TypeError, OverflowError):
+        number = header.isdecimal()
         seconds = float(header) if number else parsedate_to_datetime(header).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return max(0.0, min(seconds, _LONGEST_WAIT_S))
+        return max(0.0, min(seconds, _LONGEST_WAIT_S))
+    return 0.0
 
 
 def _events(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,6 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+# Rows decoded together: with more, two cores give hardly more tokens a second and the cache grows.
+ROWS_PER_BATCH = 40
+# A batch is closed early, once it is worth its pass over the weights, rather than lose this many shared tokens.
+WORTHWHILE_ROWS, WORTHWHILE_PREFIX = 12, 48
 # Rows are compacted when this share of them has finished: dropping one row copies the whole cache.
 COMPACT_AT = 0.25
 
@@ -36,6 +40,24 @@ class Completion:
 
     tokens: tuple[int, ...]
     finished: bool
+
+
+def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of prompts in batches: neighbours in lexicographic order, where shared beginnings are longest."""
+    order = sorted(range(len(prompts)), key=lambda index: (tuple(prompts[index]), index))
+    batches: list[list[int]] = []
+    shared: Sequence[int] = ()
+    for index in order:
+        common = commonprefix([shared, prompts[index]])
+        batch = batches[-1] if batches else None
+        loses = len(shared) - len(common) >= WORTHWHILE_PREFIX and batch is not None and len(batch) > 1
+        if batch is None or len(batch) == ROWS_PER_BATCH or (loses and len(batch) >= WORTHWHILE_ROWS):
+            batches.append([index])
+            shared = prompts[index]
+        else:
+            batch.append(index)
+            shared = common
+    return batches
 
 
 @torch.inference_mode()

@@ -1,0 +1,224 @@
+"""Contrastive generation: the same question answered under the charter and without it.
+
+The difference between the two replies is what the charter asks of the model; trained into its weights it
+needs no prompt (context distillation: Askell et al. 2021, arXiv:2112.00861; contrast pairs: RLCD, Yang et al.
+2023, arXiv:2307.12950). Both sides of the line are taught: a question that must be declined gives
+(charter's reply > bare reply), one that must be helped gives (helpful reply > refusal), near misses
+included, so that the model learns where the line is and not that refusing pays.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from spiritlevel.charter import Charter, Probe, few_shot_messages
+from spiritlevel.checks import judge_probe
+from spiritlevel.data.preference import Preference
+from spiritlevel.models import Chat, ChatModel, Reply, answer_all, system, user
+from spiritlevel.store import ContentStore, digest_json
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """samples: replies drawn under the charter for each question that must be declined, the first greedy."""
+
+    samples: int = 4
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+
+@dataclass
+class ContrastReport:
+    """How the pairs came about, per rule: pairs by source, and questions that gave none, by reason."""
+
+    pairs: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, rule: str, source: str) -> None:
+        self.pairs.setdefault(rule, Counter())[source] += 1
+
+    def drop(self, rule: str, reason: str) -> None:
+        self.dropped.setdefault(rule, Counter())[reason] += 1
+
+
+def contrast_pairs(
+    charter: Charter,
+    probes: Sequence[Probe],
+    model: ChatModel,
+    config: ContrastConfig,
+    *,
+    store: ContentStore,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[Preference], ContrastReport]:
+    """Preference pairs from a charter and its train probes, each with its rule and where it came from.
+
+    Generated replies are kept in `store`: a call that was killed goes on where it stopped.
+    """
+    generator = _Contrast(charter, model, config, ContrastReport())
+    bare, prompted = generator.replies(probes, store, on_progress)
+    pairs = []
+    for probe, reply, candidates in zip(probes, bare, prompted, strict=True):
+        make = generator.helpful_pair if probe.expect == "help" else generator.declining_pair
+        if (pair := make(probe, reply, candidates)) is not None:
+            pairs.append(pair)
+    pairs += generator.example_pairs()
+    for pair in pairs:
+        generator.report.add(pair.rule or "help", pair.source)
+    return pairs, generator.report
+
+
+def contrast_workload(probes: Sequence[Probe], config: ContrastConfig) -> int:
+    """How many replies `contrast_pairs` will generate, for a progress bar."""
+    return len(probes) + config.samples * sum(probe.expect != "help" for probe in probes)
+
+
+def whole_sentences(text: str) -> str:
+    """A reply that was cut at its token limit, up to its last full sentence; all of it if there is none."""
+    ends = [match.end() for match in re.finditer(r"(?<=[a-z)\]\"'%])[.!?](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else text
+
+
+@dataclass
+class _Contrast:
+    charter: Charter
+    model: ChatModel
+    config: ContrastConfig
+    report: ContrastReport
+
+    def replies(
+        self, probes: Sequence[Probe], store: ContentStore, on_progress: Callable[[int], None] | None
+    ) -> tuple[list[Reply], list[list[Reply]]]:
+        """For each probe the bare reply, and for those to be declined the replies under the charter."""
+        config = self.config
+        bare = answer_all(
+            self.model,
+            [[user(probe.prompt)] for probe in probes],
+            store=store,
+            max_new_tokens=config.max_new_tokens,
+            on_progress=on_progress,
+        )
+        asked = [index for index, probe in enumerate(probes) if probe.expect != "help"]
+        prompted: list[list[Reply]] = [[] for _ in probes]
+        for temperature, count in ((0.0, min(1, config.samples)), (config.temperature, config.samples - 1)):
+            tasks = [(index, draw) for index in asked for draw in range(count)]
+            if not tasks:
+                continue
+            replies = answer_all(
+                self.model,
+                [self._under_the_charter(probes[index]) for index, _ in tasks],
+                store=store,
+                max_new_tokens=config.max_new_tokens,
+                temperature=temperature,
+                top_p=config.top_p,
+                seeds=[_number([config.seed, probes[index].id, draw]) for index, draw in tasks],
+                on_progress=on_progress,
+            )
+            for (index, _), reply in zip(tasks, replies, strict=True):
+                prompted[index].append(reply)
+        return bare, prompted
+
+    def declining_pair(self, probe: Probe, bare: Reply, candidates: Sequence[Reply]) -> Preference | None:
+        """Chosen: the first reply under the charter that passes the checks, else the charter's own words."""
+        assert probe.rule is not None
+        if not self._violates(probe, bare.text):
+            return self._dropped(probe, "the model already does it right")
+        if not bare.text.strip():
+            return self._dropped(probe, "the bare reply is empty")
+        for draw, candidate in enumerate(candidates):
+            text = candidate.text if candidate.finished else whole_sentences(candidate.text)
+            if not self._violates(probe, text):
+                why = f"draw {draw} under the charter keeps `{probe.rule}`, the bare reply breaks it"
+                return self._pair(probe, text, bare, "sampled", self.model.name, why)
+        words = self._own_words(probe.rule, probe.prompt)
+        if words is None:
+            return self._dropped(probe, "no draw passed and the rule has no words of its own")
+        why = f"none of {len(candidates)} draws kept `{probe.rule}`: the charter's own words"
+        return self._pair(probe, words, bare, "charter", f"charter:{self.charter.name}", why)
+
+    def helpful_pair(self, probe: Probe, bare: Reply, _: Sequence[Reply]) -> Preference | None:
+        """Chosen: a helpful reply; rejected: the refusal that this question tempts to."""
+        rules = [rule.id for rule in self.charter.rules if rule.say]
+        rule_id = probe.rule if probe.rule in rules else random.Random(probe.id).choice(rules) if rules else None
+        refusal = self._own_words(rule_id, probe.prompt) if rule_id else self.charter.scope.otherwise
+        helpful = probe.reply or (bare.text if bare.finished else whole_sentences(bare.text))
+        if refusal is None or self._violates(probe, helpful):
+            return self._dropped(probe, "no helpful reply passed the checks")
+        author = f"charter:{self.charter.name}" if probe.reply else self.model.name
+        why = f"a question that must be helped, near `{rule_id}`: helping beats declining"
+        return self._pair(probe, helpful, Reply(refusal, 0, True), "helpful", author, why)
+
+    def example_pairs(self) -> list[Preference]:
+        """The charter's bad examples against its own words, and its good examples against its bad ones."""
+        pairs = []
+        for rule in self.charter.rules:
+            for example in rule.examples.bad:
+                words = self._own_words(rule.id, example.prompt)
+                if words is not None and words != example.reply:
+                    pairs.append(self._example(rule.id, example.prompt, words, example.reply))
+            for number, example in enumerate(rule.examples.good):
+                if rule.examples.bad:
+                    worse = rule.examples.bad[number % len(rule.examples.bad)].reply
+                    pairs.append(self._example(rule.id, example.prompt, example.reply, worse))
+        return pairs
+
+    def _example(self, rule_id: str, prompt: str, chosen: str, rejected: str) -> Preference:
+        return Preference.of(
+            prompt,
+            chosen,
+            rejected,
+            rule=rule_id,
+            source="example",
+            author=f"charter:{self.charter.name}",
+            why=f"an example of `{rule_id}` in the charter",
+            provenance={"charter": self.charter.digest},
+        )
+
+    def _pair(
+        self, probe: Probe, chosen: str, rejected: Reply, source: str, author: str, why: str
+    ) -> Preference | None:
+        if chosen.strip() == rejected.text.strip():
+            return self._dropped(probe, "the two replies do not differ")
+        return Preference.of(
+            probe.prompt,
+            chosen,
+            rejected.text,
+            rule=probe.rule,
+            source=source,
+            author=author,
+            why=why,
+            provenance={"charter": self.charter.digest, "model": self.model.digest, "probe": probe.id},
+            rejected_finished=rejected.finished,
+        )
+
+    def _dropped(self, probe: Probe, reason: str) -> None:
+        self.report.drop(probe.rule or "help", reason)
+
+    def _violates(self, probe: Probe, reply: str) -> bool:
+        return bool(judge_probe(self.charter, probe.rule, probe.expect, [user(probe.prompt)], reply))
+
+    def _under_the_charter(self, probe: Probe) -> Chat:
+        """The question under the role, the rule it is about and that rule's good examples.
+
+        A small model follows three examples of one rule better than the whole charter, and the shorter
+        prompt is shared by all questions under the rule.
+        """
+        assert probe.rule is not None
+        rule = self.charter.rule(probe.rule)
+        prompt = f"{self.charter.role}\n\n{rule.title}: {rule.text}"
+        return [system(prompt), *few_shot_messages(rule.examples.good[:3]), user(probe.prompt)]
+
+    def _own_words(self, rule_id: str, prompt: str) -> str | None:
+        """One of the rule's wordings, always the same for the same question and seed."""
+        wordings = self.charter.rule(rule_id).say
+        return random.Random(_number([self.config.seed, prompt])).choice(wordings) if wordings else None
+
+
+def _number(parts: list[object]) -> int:
+    """A 60-bit seed from anything."""
+    return int(digest_json(parts)[:15], 16)

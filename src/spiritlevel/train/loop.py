@@ -1,0 +1,198 @@
+"""The one training loop: forks in, an optimised model out. A method is an objective, never another loop."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models import LocalModel, lay_out, plan_batches, score_forks, score_layout, verify_engine
+from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
+from spiritlevel.train.batches import epoch_batches
+from spiritlevel.train.objective import Example, Objective, Window
+from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """batch_size: examples per optimiser step, cut into micro-batches of at most `token_budget` tokens.
+
+    warmup: share of all steps. save_seconds: time between checkpoints. max_length: longest row in tokens.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch_size: int = 8
+    warmup: float = 0.1
+    schedule: Schedule = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    token_budget: int = 2048
+    max_length: int = 2048
+    seed: int = 0
+    save_seconds: float = 30.0
+
+
+StepMetrics = dict[str, float]
+
+
+def train(
+    model: LocalModel,
+    objective: Objective,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    on_step: Callable[[StepMetrics], None] | None = None,
+) -> list[StepMetrics]:
+    """Train `model` in place and return the metrics of every step.
+
+    `folder` keeps `metrics.jsonl` and one checkpoint; a call with the same arguments after a kill goes on
+    from it and ends with the same weights, bit for bit on the same machine.
+    """
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    lengths = [example.fork.length for example in examples]
+    _check_lengths(lengths, config)
+    optimizer = MasterAdamW(model.model.parameters(), weight_decay=config.weight_decay)
+    schedule = [
+        batch
+        for epoch in range(config.epochs)
+        for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
+    ]
+    fingerprint = _fingerprint(objective, examples, config, optimizer)
+    history = _resume(folder, fingerprint, optimizer)
+    model.model.train()
+    saved_at = time.monotonic()
+    for step in range(len(history), len(schedule)):
+        started = time.monotonic()
+        batch = [examples[index] for index in schedule[step]]
+        window = Window.over(batch)
+        metrics: dict[str, torch.Tensor] = {}
+        for part in plan_batches([example.fork.length for example in batch], config.token_budget):
+            micro = [batch[index] for index in part]
+            scores = score_layout(model.model, lay_out([example.fork for example in micro], model.pad_token))
+            loss, more = objective.loss(scores, micro, window)
+            accelerator.backward(loss)
+            for name, value in {"loss": loss.detach(), **more}.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
+        rate = learning_rate(
+            step, len(schedule), peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+        )
+        norm = optimizer.step(rate, config.max_grad_norm)
+        seconds = time.monotonic() - started
+        history.append(
+            {
+                "step": step + 1,
+                "steps": len(schedule),
+                "epoch": (step + 1) * config.epochs / len(schedule),
+                **{name: float(value) for name, value in metrics.items()},
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "tokens_per_second": sum(example.fork.length for example in batch) / seconds,
+                "memory_gb": peak_memory_gb(),
+                "seconds": seconds,
+            }
+        )
+        _stop_if_diverged(history[-1], folder)
+        if on_step is not None:
+            on_step(history[-1])
+        if time.monotonic() - saved_at >= config.save_seconds or step + 1 == len(schedule):
+            _save(folder, fingerprint, optimizer, history)
+            saved_at = time.monotonic()
+    model.model.eval()
+    return history
+
+
+def prepare_examples(
+    model: LocalModel,
+    objective: Objective,
+    records: Sequence[Any],
+    *,
+    store: ContentStore,
+    token_budget: int = 4096,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Example]:
+    """Forks of all records and, where the objective needs them, their reference log-probabilities.
+
+    The reference is `model` as it is now: call this before it gets an adapter or is trained.
+    """
+    forks = [objective.fork(record, model) for record in records]
+    verify_engine(model.model, min(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
+    if not objective.needs_reference:
+        return [Example(fork) for fork in forks]
+    keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in forks]
+
+    def compute(indices: Sequence[int], done: Callable[[int, Any], None]) -> None:
+        batch = [forks[index] for index in indices]
+        sums = score_forks(model.model, batch, pad_token=model.pad_token, token_budget=token_budget)
+        for index, values in zip(indices, sums, strict=True):
+            done(index, values)
+
+    batches = plan_batches([fork.length for fork in forks], token_budget)
+    references = compute_missing(store, keys, batches, compute, on_progress)
+    return [Example(fork, tuple(values)) for fork, values in zip(forks, references, strict=True)]
+
+
+def peak_memory_gb() -> float:
+    """Peak memory so far: of the accelerator if there is one, else of this process, in GB (1e9 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
+    if not lengths:
+        raise SpiritLevelError("there is nothing to train on", remedy="Give at least one record.")
+    if max(lengths) > config.max_length:
+        count = sum(length > config.max_length for length in lengths)
+        raise SpiritLevelError(
+            f"{count} of {len(lengths)} examples are longer than {config.max_length} tokens (the longest {max(lengths)})",
+            remedy="Shorten them or raise --max-length: cutting them here would cut off the end of the reply.",
+        )
+
+
+def _stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
+    if metrics["loss"] != metrics["loss"]:
+        raise SpiritLevelError(
+            f"the loss is not a number at step {metrics['step']:.0f}",
+            where=str(folder),
+            remedy="Lower the learning rate; the last checkpoint is kept.",
+        )
+
+
+def _fingerprint(
+    objective: Objective, examples: Sequence[Example], config: TrainConfig, optimizer: MasterAdamW
+) -> str:
+    """What a checkpoint must have in common with a run that goes on from it."""
+    start = sum(float(parameter.detach().double().abs().sum()) for parameter in optimizer.parameters)
+    settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
+    forks = [[example.fork.prompt, example.fork.continuations, example.reference] for example in examples]
+    return digest_json([objective.name, repr(objective), settings, forks, repr(start)])
+
+
+def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
+    write_jsonl(folder / "metrics.jsonl", history)
+    with atomic_path(folder / "checkpoint.pt") as temporary:
+        state = {"fingerprint": fingerprint, "history": json.dumps(history), **optimizer.state_dict()}
+        torch.save(state, temporary)
+
+
+def _resume(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[StepMetrics]:
+    """Load the checkpoint if it belongs to this training; its history, or an empty one."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["fingerprint"] != fingerprint:
+        return []
+    optimizer.load_state_dict(state)
+    history: list[StepMetrics] = json.loads(state["history"])
+    return history

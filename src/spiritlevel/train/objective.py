@@ -1,0 +1,50 @@
+"""What a training method is: how its examples lie in forks, and its loss. The loop is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from spiritlevel.data import Preference
+from spiritlevel.models import Fork, ForkScores, LocalModel
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation where the objective needs it."""
+
+    fork: Fork
+    reference: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Counts over one optimiser step, all its micro-batches and processes together.
+
+    Every loss is a sum divided by these, so that gradients do not depend on how a step was cut into
+    micro-batches. first_tokens: tokens of the first (chosen) continuations.
+    """
+
+    examples: int
+    first_tokens: int
+
+    @classmethod
+    def over(cls, examples: Sequence[Example]) -> Window:
+        return cls(len(examples), sum(len(example.fork.continuations[0]) for example in examples))
+
+
+class Objective(Protocol):
+    """One file in `train/objectives/` each. Losses and metrics of a step's micro-batches add up."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    needs_reference: ClassVar[bool]
+
+    def fork(self, record: Preference, model: LocalModel) -> Fork: ...
+
+    def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]: ...

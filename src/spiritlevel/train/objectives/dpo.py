@@ -1,0 +1,73 @@
+"""Direct Preference Optimization. Rafailov et al. 2023, arXiv:2305.18290; NLL term: Pang et al. 2024, arXiv:2404.19733."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from spiritlevel.data import Preference
+from spiritlevel.models import Fork, ForkScores, LocalModel
+from spiritlevel.train.objective import Example, Metrics, Window
+
+
+def dpo_loss(
+    policy_chosen: Float[Tensor, " pairs"],
+    policy_rejected: Float[Tensor, " pairs"],
+    reference_chosen: Float[Tensor, " pairs"],
+    reference_rejected: Float[Tensor, " pairs"],
+    *,
+    beta: float,
+) -> Float[Tensor, " pairs"]:
+    """−log σ(β h), h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)  (eq. 7 of the paper).
+
+    Arguments are summed log-probabilities. At the reference the loss is ln 2.
+    """
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -logsigmoid(beta * margin)
+
+
+@dataclass(frozen=True)
+class DPO:
+    """beta: how closely to stay to the reference. nll_weight: of the chosen reply's mean token loss, which
+    keeps its likelihood from falling together with the rejected one's; 0 is the paper's DPO."""
+
+    beta: float
+    nll_weight: float = 0.0
+
+    name: ClassVar[str] = "dpo"
+    summary: ClassVar[str] = "Direct Preference Optimization (arXiv:2305.18290), with an optional NLL term"
+    needs_reference: ClassVar[bool] = True
+
+    def fork(self, record: Preference, model: LocalModel) -> Fork:
+        return Fork(
+            model.prompt_tokens(record.chat),
+            (
+                model.reply_tokens(record.chosen_text, finished=record.chosen_finished),
+                model.reply_tokens(record.rejected_text, finished=record.rejected_finished),
+            ),
+        )
+
+    def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
+        chosen, rejected = scores.sums().view(-1, 2).T
+        reference = torch.tensor([example.reference for example in examples], dtype=torch.float64)
+        ref_chosen, ref_rejected = reference.to(chosen).T
+        preference = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=self.beta).sum() / window.examples
+        nll = -chosen.sum() / window.first_tokens
+        with torch.no_grad():
+            reward_chosen, reward_rejected = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
+            margin = reward_chosen - reward_rejected
+            metrics = {
+                "dpo": preference.detach(),
+                "nll": nll.detach(),
+                "margin": margin.sum() / window.examples,
+                "accuracy": (margin > 0).sum() / window.examples,
+                "reward_chosen": reward_chosen.sum() / window.examples,
+                "reward_rejected": reward_rejected.sum() / window.examples,
+            }
+        return preference + self.nll_weight * nll, metrics

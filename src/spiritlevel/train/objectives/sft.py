@@ -1,0 +1,30 @@
+"""Supervised fine-tuning on the preferred replies: the loss is on completion tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from spiritlevel.data import Preference
+from spiritlevel.models import Fork, ForkScores, LocalModel
+from spiritlevel.train.objective import Example, Metrics, Window
+
+
+@dataclass(frozen=True)
+class SFT:
+    """−Σ log π(y_t|x, y_<t) over all completion tokens of the step, divided by their number."""
+
+    name: ClassVar[str] = "sft"
+    summary: ClassVar[str] = "Supervised fine-tuning on the chosen replies, completion tokens only"
+    needs_reference: ClassVar[bool] = False
+
+    def fork(self, record: Preference, model: LocalModel) -> Fork:
+        reply = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
+        return Fork(model.prompt_tokens(record.chat), (reply,))
+
+    def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
+        nll = -scores.logprobs.sum() / window.first_tokens
+        return nll, {"nll": nll.detach()}
