@@ -14,11 +14,12 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import remote
-from spiritlevel.models.chat import Chat, user
+from spiritlevel.chat import Chat, user
 from spiritlevel.models.remote import RemoteModel, parse_remote_spec
 from spiritlevel.models.reply import Reply
 
@@ -297,10 +298,15 @@ def test_lasting_failures_are_not_retried(server: ChatServer, status: int) -> No
 def test_backoff_grows_and_is_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_BACKOFF_S", 0.5)
     ceilings: list[float] = []
-    monkeypatch.setattr(remote.random, "uniform", lambda low, high: ceilings.append(high) or low)
+
+    def lowest(low: float, high: float) -> float:
+        ceilings.append(high)
+        return low
+
+    monkeypatch.setattr(random, "uniform", lowest)
     model = RemoteModel("m", "http://c", retries=2000)
     for attempt in (0, 1, 2, 3, 7, 1999):
-        assert model._pause(remote.httpx.ConnectError("no"), attempt) == 0
+        assert model._pause(httpx.ConnectError("no"), attempt) == 0
     assert ceilings == [0.5, 1, 2, 4, 60, 60]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from spiritlevel.models.chat import Chat
+from spiritlevel.chat import Chat
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from functools import lru_cache
 from spiritlevel.charter.schema import CheckSpec, Rule
 from spiritlevel.checks.finding import Check, Finding
 from spiritlevel.checks.stance import stance
-from spiritlevel.models.chat import Chat, last_user_message
+from spiritlevel.chat import Chat, last_user_message
 
 # What `echo` looks for by default: e-mail addresses, and identifiers of four or more digits (account, card,
 # social-security and phone numbers, with their separators) but not amounts such as $12,500 or plain years.
 IDENTIFIERS = (
     r"[\w.+-]+@[\w-]+\.\w[\w.-]*",
     r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
-    r"(?<![\w$€£.,-])(?!(?:19|20)\d\d(?![\d-]))\d(?:[ -]?\d){3,}(?![\w,]|\.\d)",
+    r"(?<![\w$€£.,-])(?!(?:19|20)\d\d(?![\d-]))\d(?:[ -]?\d){3,}(?!\w|[.,]\d)",
 )
 
 Builder = Callable[[Rule, CheckSpec], Check]

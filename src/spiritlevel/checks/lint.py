@@ -13,7 +13,7 @@ from spiritlevel.checks.finding import Finding
 from spiritlevel.checks.kinds import rule_checks, run_checks
 from spiritlevel.checks.stance import stance
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models.chat import user
+from spiritlevel.chat import user
 
 
 @dataclass(frozen=True)

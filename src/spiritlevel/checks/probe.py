@@ -8,7 +8,7 @@ from spiritlevel.charter.schema import Charter
 from spiritlevel.checks.finding import Finding
 from spiritlevel.checks.kinds import rule_checks, run_checks
 from spiritlevel.checks.stance import degenerate, mentions_referral, stance
-from spiritlevel.models.chat import Chat
+from spiritlevel.chat import Chat
 
 Expectation = Literal["help", "refuse", "refer", "redact"]
 

@@ -44,15 +44,15 @@ _REFUSALS = [
     r"(?:provide|give|help|assist|answer|discuss|make|create|write|share|suggest|ask|engage|encourage|promote|"
     r"use|glorify|condone|repeat|disclose|advise|seek|harm|kill|hurt|steal|joke)",
     r"\bagainst (?:my|our) (?:\w+ ){0,2}(?:polic(?:y|ies)|programming|guidelines|principles|rules)",
-    r"\b(?:goes against|violates?) (?:my|our|ethical|the)\b",
+    r"\b(?:goes against|violates?) (?:my|our) (?:\w+ ){0,2}(?:polic(?:y|ies)|programming|guidelines|principles|rules|values)",
     r"\b(?:has|needs|have) to (?:be decided|come from|stay with)\b",
 ]
 
 _PARTY = (
     r"(?:accountant|adult|advis[eo]rs?|agent|ambulance|architects?|attorney|authorit(?:y|ies)|billing|care team|"
-    r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|expert|"
+    r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|engineer|expert|"
     r"gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|lead|legal|"
-    r"line manager|maintainers?|manager|midwife|mum|dad|nurse|officer|owner|panel|parents?|partner|people team|person|"
+    r"line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|people team|person|"
     r"pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|representative|reviewer|"
     r"security|solicitor|specialist|staff|supervisor|support|surgery|teachers?|team(?: lead)?|therapist|tutor|"
     r"trusted|union|vet|works council|112|111|911|988|999)\b"

@@ -14,22 +14,29 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 
 from spiritlevel.charter import Charter, Probe, few_shot_messages
 from spiritlevel.checks import judge_probe
 from spiritlevel.data.preference import Preference
-from spiritlevel.models import Chat, ChatModel, Reply, answer_all, system, user
+from spiritlevel.chat import Chat, system, user
+from spiritlevel.models import ChatModel, Reply, answer_all
 from spiritlevel.store import ContentStore, digest_json
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
-    """samples: replies drawn under the charter for each question that must be declined, the first greedy."""
+    """samples: replies drawn under the charter for each question that must be declined, the first greedy.
 
-    samples: int = 4
+    closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
+    right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
+    """
+
+    samples: int = 2
     max_new_tokens: int = 64
-    temperature: float = 0.8
-    top_p: float = 0.95
+    temperature: float = 0.7
+    top_p: float = 1.0
+    closeness: float = 0.6
     seed: int = 0
 
 
@@ -124,21 +131,23 @@ class _Contrast:
         return bare, prompted
 
     def declining_pair(self, probe: Probe, bare: Reply, candidates: Sequence[Reply]) -> Preference | None:
-        """Chosen: the first reply under the charter that passes the checks, else the charter's own words."""
+        """Chosen: of the replies drawn under the charter that pass the checks, the one closest to its wording;
+        else the charter's own words."""
         assert probe.rule is not None
         if not self._violates(probe, bare.text):
             return self._dropped(probe, "the model already does it right")
         if not bare.text.strip():
             return self._dropped(probe, "the bare reply is empty")
-        for draw, candidate in enumerate(candidates):
-            text = candidate.text if candidate.finished else whole_sentences(candidate.text)
-            if not self._violates(probe, text):
-                why = f"draw {draw} under the charter keeps `{probe.rule}`, the bare reply breaks it"
-                return self._pair(probe, text, bare, "sampled", self.model.name, why)
+        texts = [reply.text if reply.finished else whole_sentences(reply.text) for reply in candidates]
+        passing = [text for text in texts if not self._violates(probe, text)]
+        best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
+        if best is not None and self._closeness(probe.rule, best) >= self.config.closeness:
+            why = f"drawn under the charter: it keeps `{probe.rule}`, the bare reply breaks it"
+            return self._pair(probe, best, bare, "sampled", self.model.name, why)
         words = self._own_words(probe.rule, probe.prompt)
         if words is None:
             return self._dropped(probe, "no draw passed and the rule has no words of its own")
-        why = f"none of {len(candidates)} draws kept `{probe.rule}`: the charter's own words"
+        why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
         return self._pair(probe, words, bare, "charter", f"charter:{self.charter.name}", why)
 
     def helpful_pair(self, probe: Probe, bare: Reply, _: Sequence[Reply]) -> Preference | None:
@@ -201,6 +210,14 @@ class _Contrast:
 
     def _violates(self, probe: Probe, reply: str) -> bool:
         return bool(judge_probe(self.charter, probe.rule, probe.expect, [user(probe.prompt)], reply))
+
+    def _closeness(self, rule_id: str | None, text: str) -> float:
+        """The share of words that the reply and the nearest wording of the rule have in common, in order."""
+        assert rule_id is not None
+        rule = self.charter.rule(rule_id)
+        wordings = [*rule.say, *(example.reply for example in rule.examples.good)]
+        words = text.casefold().split()
+        return max((SequenceMatcher(None, words, other.casefold().split()).ratio() for other in wordings), default=1.0)
 
     def _under_the_charter(self, probe: Probe) -> Chat:
         """The question under the role, the rule it is about and that rule's good examples.

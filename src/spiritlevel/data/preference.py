@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models.chat import Chat
+from spiritlevel.chat import Chat
 from spiritlevel.store import atomic_path, digest_json, read_jsonl, write_jsonl
 
 Source = Literal["sampled", "charter", "example", "helpful", "person", "other"]

@@ -1,0 +1,27 @@
+"""Measuring a model against a charter, comparing two measurements, and the gate."""
+
+from spiritlevel.evals.gate import EXIT_CODES, GateResult, Verdict, apply_gates, overall
+from spiritlevel.evals.perplexity import Perplexity, neutral_passages, perplexity
+from spiritlevel.evals.stats import PairedChange, Rate, one_sided, paired_change, wilson
+from spiritlevel.evals.suite import Case, Comparison, compare, judge, measure
+
+__all__ = [
+    "EXIT_CODES",
+    "Case",
+    "Comparison",
+    "GateResult",
+    "PairedChange",
+    "Perplexity",
+    "Rate",
+    "Verdict",
+    "apply_gates",
+    "compare",
+    "judge",
+    "measure",
+    "neutral_passages",
+    "one_sided",
+    "overall",
+    "paired_change",
+    "perplexity",
+    "wilson",
+]

@@ -2,7 +2,6 @@
 
 from spiritlevel.models.answers import answer_all
 from spiritlevel.models.catalogue import PACKAGED, model_folder, open_local, open_model
-from spiritlevel.models.chat import Chat, Message, assistant, last_user_message, system, user
 from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
 from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
@@ -14,21 +13,17 @@ ChatModel = LocalModel | RemoteModel
 
 __all__ = [
     "PACKAGED",
-    "Chat",
     "ChatModel",
     "Completion",
     "Fork",
     "ForkScores",
     "Layout",
     "LocalModel",
-    "Message",
     "RemoteModel",
     "Reply",
     "Sampling",
     "answer_all",
-    "assistant",
     "decode",
-    "last_user_message",
     "lay_out",
     "model_folder",
     "open_local",
@@ -36,7 +31,5 @@ __all__ = [
     "plan_batches",
     "score_forks",
     "score_layout",
-    "system",
-    "user",
     "verify_engine",
 ]

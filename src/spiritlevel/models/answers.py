@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from spiritlevel.models.chat import Chat
+from spiritlevel.chat import Chat
 from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
 from spiritlevel.models.reply import Reply

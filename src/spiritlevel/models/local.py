@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models.chat import Chat, assistant, user
+from spiritlevel.chat import Chat, assistant, user
 from spiritlevel.models.fork import Fork
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.sampling import Sampling, decode, plan_prompts

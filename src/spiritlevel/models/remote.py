@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import KW_ONLY, dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import parsedate_to_datetime as http_date
 from typing import Any
 
 import httpx
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models.chat import Chat
+from spiritlevel.chat import Chat
 from spiritlevel.models.reply import Reply
+from spiritlevel.store import digest_json
 
 _EXAMPLE = "Write openai:MODEL@URL, for example openai:qwen3-4b@http://127.0.0.1:8080/v1"
 _SET_KEY = "Set SPIRITLEVEL_API_KEY (or OPENAI_API_KEY) to a key that this server accepts."
@@ -57,12 +58,23 @@ class RemoteModel(AbstractContextManager["RemoteModel"]):
         self.base_url = _checked_url(self.base_url)
         self._url = f"{self.base_url}/chat/completions"
         self._options: dict[str, Any] = {"auth": _with_key, "limits": httpx.Limits(), "mounts": _PROXIES}
+        self._options["verify"] = httpx.create_ssl_context()  # shared, since it takes 20 ms to make
         self._options["timeout"] = httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0))
         self._client = httpx.Client(**self._options)  # for streams; `generate` opens and closes its own
 
     @property
     def name(self) -> str:
         return f"openai:{self.model}@{self.base_url}"
+
+    @property
+    def digest(self) -> str:
+        """Of its name: what the server really runs can't be seen from here."""
+        return digest_json(self.name)
+
+    def plan(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """Indices in batches that keep all connections busy; each reply is reported as it arrives."""
+        size = 4 * self.concurrency
+        return [list(range(start, min(start + size, len(chats)))) for start in range(0, len(chats), size)]
 
     def close(self) -> None:
         self._client.close()
@@ -235,8 +247,7 @@ def _clean(text: str) -> str:
 def _seconds_asked(header: str) -> float:
     """Retry-After (RFC 9110 §10.2.3), a number or a date; 0 if unreadable, at most a minute."""
     with suppress(ValueError, TypeError, OverflowError):
-        number = header.isdecimal()
-        seconds = float(header) if number else parsedate_to_datetime(header).timestamp() - time.time()
+        seconds = float(header) if header.isdecimal() else http_date(header).timestamp() - time.time()
         return max(0.0, min(seconds, _LONGEST_WAIT_S))
     return 0.0
 

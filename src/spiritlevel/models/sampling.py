@@ -115,7 +115,12 @@ def choose_tokens(
     """One token a row: the arg max, or the inverse of the cumulative distribution at `uniform` in [0, 1)."""
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
-    probabilities, order = (logits.double() / sampling.temperature).softmax(-1).sort(-1, descending=True)
+    probabilities = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p >= 1.0:
+        cumulative = probabilities.cumsum(-1)
+        place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+        return place[:, 0].clamp(max=logits.shape[-1] - 1)
+    probabilities, order = probabilities.sort(-1, descending=True)
     cumulative = probabilities.cumsum(-1)
     # The mass kept: up to and including the token that crosses top_p.
     kept = (cumulative - probabilities < sampling.top_p).sum(-1, keepdim=True)

@@ -3,6 +3,7 @@
 from spiritlevel.store.digest import digest_file, digest_folder, digest_json
 from spiritlevel.store.files import (
     ContentStore,
+    atomic_folder,
     atomic_path,
     compute_missing,
     read_json,
@@ -16,6 +17,7 @@ from spiritlevel.store.runs import RunRecord, installed_versions, machine, run_s
 __all__ = [
     "ContentStore",
     "RunRecord",
+    "atomic_folder",
     "atomic_path",
     "compute_missing",
     "digest_file",

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from spiritlevel.models import LocalModel
-from spiritlevel.store import atomic_path
+from spiritlevel.store import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "m
 
     Merging adds (alpha/rank)·B·A in float32 and rounds once to the model's dtype. It changes `model`.
     """
-    with atomic_path(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         weights = model.model
         if form == "merged" and hasattr(weights, "merge_and_unload"):
             dtype = model.dtype

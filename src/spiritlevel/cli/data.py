@@ -1,0 +1,71 @@
+"""spiritlevel data: make, check and convert preference data."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.cli.terminal import TerminalProgress, err, out
+
+app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
+
+
+@app.command()
+def contrast(
+    charter: Path = typer.Argument(..., help="The charter file, or the folder that holds charter.yaml."),
+    model: str = typer.Option("smollm2-135m", help="The model whose replies are contrasted."),
+    output: Path = typer.Option(Path("pairs.jsonl"), "--out", help="A .jsonl or .parquet file."),
+    samples: int = typer.Option(2, min=0, help="Replies drawn under the charter per question to be declined."),
+    max_new_tokens: int = typer.Option(64, help="The longest reply, in tokens."),
+    seed: int = typer.Option(0),
+) -> None:
+    """Preference pairs from a charter's train probes: each question answered under the charter and without it."""
+    loaded = load_charter(charter)
+    probes = read_probes(loaded, "train")
+    from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload, write_preferences
+    from spiritlevel.models import open_model
+    from spiritlevel.store import ContentStore
+
+    config = ContrastConfig(samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+    store = ContentStore(output.with_name(f"{output.name}.store"))
+    with TerminalProgress().stage("make preference pairs", contrast_workload(probes, config)) as advance:
+        pairs, report = contrast_pairs(loaded, probes, open_model(model), config, store=store, on_progress=advance)
+    write_preferences(output, pairs)
+    table = Table("rule", "pairs", "from", "gave no pair", title=f"{len(pairs)} pairs in {output}")
+    for rule in sorted({*report.pairs, *report.dropped}):
+        sources, dropped = report.pairs.get(rule, Counter()), report.dropped.get(rule, Counter())
+        table.add_row(rule, str(sum(sources.values())), _counts(sources), _counts(dropped))
+    out.print(table)
+
+
+@app.command()
+def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machine-readable output.")) -> None:
+    """Validate a preference file and count its records by rule and source. Errors name the line."""
+    from spiritlevel.data import read_preferences
+
+    records = read_preferences(file)
+    rules = Counter(record.rule or "(none)" for record in records)
+    sources = Counter(record.source for record in records)
+    if as_json:
+        out.print_json(json.dumps({"records": len(records), "rules": rules, "sources": sources}))
+        return
+    out.print(f"{len(records)} records; rules: {_counts(rules)}; sources: {_counts(sources)}")
+
+
+@app.command()
+def convert(source: Path, target: Path) -> None:
+    """Convert between JSONL and Parquet (by suffix), validating every record."""
+    from spiritlevel.data import read_preferences, write_preferences
+
+    records = read_preferences(source)
+    write_preferences(target, records)
+    err.print(f"wrote {len(records)} records to {target}")
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common())

@@ -1,0 +1,92 @@
+"""Tiny random models with real parts: Llama and Qwen2 from their configs, a byte-level tokenizer with a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from spiritlevel.models import LocalModel
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+VOCABULARY = 200
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+# The template writes the opening token itself, and so does the tokenizer: who joins them carelessly gets two.
+OPENING, START, END = "<|opening|>", "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_MERGES = ["h e", "l l", "Ġ t", "Ġt he", "he ll", "a s", "s i", "u s", "e r", "us er", "i n", "Ġ a", "o n"]
+
+
+def randomise(model: Model, *, seed: int, dtype: torch.dtype = torch.float64) -> Model:
+    """Every weight drawn anew and large enough that attention, biases and norms all matter."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data = (1 + 0.1 * draw if parameter.ndim == 1 else 0.3 * draw).to(dtype)
+    return model.to(dtype).eval()
+
+
+def build_llama(*, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> LlamaForCausalLM:
+    return randomise(LlamaForCausalLM(LlamaConfig(**SIZES | changes)), seed=seed, dtype=dtype)
+
+
+def build_qwen2(*, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Qwen2ForCausalLM:
+    return randomise(Qwen2ForCausalLM(Qwen2Config(**SIZES | changes)), seed=seed, dtype=dtype)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE: the 256 bytes, a few merges, and ChatML with an opening token."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [(left, right) for left, right in (merge.split() for merge in _MERGES)]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, *(a + b for a, b in pairs)])}
+    core = Tokenizer(BPE(vocab=vocabulary, merges=pairs))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True) for token in (OPENING, START, END)])
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{OPENING} $A", special_tokens=[(OPENING, core.token_to_id(OPENING))]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=OPENING, eos_token=END, additional_special_tokens=[START]
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def build_model(*, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None) -> LocalModel:
+    """A tiny Llama that can chat (nonsense)."""
+    tokenizer = build_tokenizer()
+    network = build_llama(
+        seed=seed, dtype=dtype, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id
+    )
+    return LocalModel(network, tokenizer, name="tiny", folder=folder)
+
+
+def save_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Path:
+    """The same as a directory that `open_local` and plain transformers load."""
+    model = build_model(seed=seed, dtype=dtype)
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
