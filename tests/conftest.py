@@ -11,10 +11,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import settings
-from tiny import build_llama, build_model, build_qwen2, save_model
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from spiritlevel.models import LocalModel
+from tiny import build_llama, build_model, build_qwen2, save_model
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 settings.register_profile("spiritlevel", deadline=None, derandomize=True)

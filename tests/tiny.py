@@ -1,4 +1,4 @@
-"""Tiny random models with real parts: Llama and Qwen2 from their configs, a byte-level tokenizer with a chat template."""
+"""Tiny random models of real parts: Llama and Qwen2 from their configs, a byte-level chat tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from spiritlevel.models import LocalModel
 
@@ -37,6 +46,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _MERGES = ["h e", "l l", "Ġ t", "Ġt he", "he ll", "a s", "s i", "u s", "e r", "us er", "i n", "Ġ a", "o n"]
+
+
+def _norm(self: Any, hidden: Tensor) -> Tensor:
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * normed.to(hidden.dtype)
+
+
+# transformers computes norms in float32 even in a float64 model: nothing below 1e-7 could be told apart.
+LlamaRMSNorm.forward = Qwen2RMSNorm.forward = _norm
 
 
 def randomise(model: Model, *, seed: int, dtype: torch.dtype = torch.float64) -> Model:
@@ -75,7 +94,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(*, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None) -> LocalModel:
+def build_model(
+    *, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None
+) -> LocalModel:
     """A tiny Llama that can chat (nonsense)."""
     tokenizer = build_tokenizer()
     network = build_llama(

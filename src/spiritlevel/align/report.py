@@ -25,7 +25,7 @@ Point = tuple[float, float]
 TONES = {
     "pass": "good", "fixed": "good", "improved": "good",
     "fail": "bad", "broken": "bad", "worsened": "bad", "still bad": "bad",
-    "not enough data": "unsure", "unclear": "unsure", "still good": "plain",
+    "not enough data": "unsure", "unclear": "unsure", "no data": "unsure", "still good": "plain",
 }  # fmt: skip
 _TERMINAL = {"good": ("✓", "green"), "bad": ("✗", "red"), "unsure": ("?", "yellow"), "plain": ("·", "")}
 _TITLES = {"over_refusal": "Over-refusal", "help": "Questions to be helped"}
@@ -136,7 +136,8 @@ def p_value(value: float | None) -> str:
 
 
 def interval(bounds: Mapping[str, Any], show: Callable[[float | None], str] = percent) -> str:
-    return f"{show(bounds['low'])} to {show(bounds['high'])}".replace(" points to ", " to ")
+    low, high = show(bounds["low"]), show(bounds["high"])
+    return high if low == high else f"{low} to {high}".replace(" points to ", " to ")
 
 
 def duration(seconds: float) -> str:
@@ -153,7 +154,7 @@ def wording(value: Any) -> str:
 def change_word(change: Mapping[str, Any]) -> str:
     """Improved or worsened only where the interval and the exact test agree on it."""
     if not change["n"]:
-        return "not enough data"
+        return "no data"
     low, high, p = change["low"], change["high"], change["p_exact"]
     if not (_finite(low) and _finite(high) and _finite(p)) or low <= 0 <= high or p >= 0.05:
         return "unclear"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spiritlevel.charter.schema import Charter, Rule
 
@@ -21,7 +21,10 @@ _RULE_FEEDS = {
     "checks": {"guards", "measurements", "training pairs"},
     "examples": {"training pairs", "judges"},
 }
-_CHARTER_FEEDS = {
+_CHARTER_FEEDS: dict[str, set[str]] = {
+    "name": set(),
+    "version": set(),
+    "owner": {"approvals"},
     "role": {"system prompt", "training pairs"},
     "tone": {"system prompt", "training pairs"},
     "scope": {"system prompt", "training pairs"},
@@ -33,6 +36,8 @@ _CHARTER_FEEDS = {
     "monitors": {"monitors"},
     "probes": {"measurements", "training pairs"},
 }
+# The rules are numbered where a model reads them.
+_ORDER_FEEDS = ("system prompt", "training pairs")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ def diff(old: Charter, new: Charter) -> list[Change]:
         elif fields := _changed(before[rule.id], rule):
             changes.append(Change("changed", rule.id, fields, _stale(_RULE_FEEDS, fields)))
     changes += [Change("removed", rule.id, (), everything) for rule in old.rules if rule.id not in after]
+    if [name for name in before if name in after] != [name for name in after if name in before]:
+        changes.append(Change("changed", "rules", ("order",), _ORDER_FEEDS))
     for field in _CHARTER_FEEDS:
         if getattr(old, field) != getattr(new, field):
             changes.append(Change("changed", field, (field,), _stale(_CHARTER_FEEDS, (field,))))
@@ -66,5 +73,5 @@ def _changed(old: Rule, new: Rule) -> tuple[str, ...]:
     return tuple(field for field in _RULE_FEEDS if getattr(old, field) != getattr(new, field))
 
 
-def _stale(feeds: dict[str, Any], fields: tuple[str, ...]) -> tuple[str, ...]:
+def _stale(feeds: dict[str, set[str]], fields: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set().union(*(feeds[field] for field in fields))))

@@ -24,9 +24,9 @@ def load_charter(path: str | Path) -> Charter:
     Raises SpiritLevelError listing *every* fault as `file:line: field: problem`.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "charter.yaml"
     try:
+        if path.is_dir():
+            path = path / "charter.yaml"
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpiritLevelError(
@@ -35,21 +35,22 @@ def load_charter(path: str | Path) -> Charter:
             remedy="`spiritlevel charter new DIR --template accounting` writes one to start from.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SpiritLevelError(f"cannot be read: {error}", where=str(path)) from None
+        raise SpiritLevelError(
+            f"cannot be read: {error}", where=str(path), remedy="A charter is a YAML file in UTF-8."
+        ) from None
     document, lines = _parse(text, path)
     try:
         charter = Charter.model_validate(document)
     except ValidationError as error:
-        faults = [_describe(fault, lines, path) for fault in error.errors()]
+        faults = [_describe(fault, lines, path) for fault in _root_faults(error)]
         raise SpiritLevelError("\n".join(faults), remedy=_MANDATORY_HINT) from None
-    charter._path = path
+    charter._path, charter._lines = path, lines
     return charter
 
 
-def line_of(path: Path, place: Place) -> int:
-    """The line of `path` on which the field at `place` stands (1 when it can't be found)."""
-    _, lines = _parse(path.read_text(encoding="utf-8"), path)
-    return _nearest(lines, place)
+def line_of(charter: Charter, place: Place) -> int:
+    """The line of the charter's file on which the field at `place` stands (1 when it can't be found)."""
+    return _nearest(charter._lines, place)
 
 
 def json_schema() -> str:
@@ -61,15 +62,25 @@ def _parse(text: str, path: Path) -> tuple[Any, dict[Place, int]]:
     """The document, and the line of every field in it. Duplicate keys are an error, as YAML says."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise SpiritLevelError("the file is empty", where=str(path), remedy=_MANDATORY_HINT)
+        return _build(root, path)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SpiritLevelError(
-            f"not valid YAML: {problem}", where=where, remedy="Check the indentation and the quotes there."
+            f"not valid YAML: {problem}",
+            where=f"{path}:{line + 1}",
+            remedy="Check the indentation and the quotes there.",
         ) from None
-    if root is None:
-        raise SpiritLevelError("the file is empty", where=str(path), remedy=_MANDATORY_HINT)
+    except RecursionError:
+        raise SpiritLevelError(
+            "nested too deeply", where=str(path), remedy="Write out the alias that contains itself."
+        ) from None
+
+
+def _build(root: yaml.Node, path: Path) -> tuple[Any, dict[Place, int]]:
     constructor = yaml.SafeLoader("")
     lines: dict[Place, int] = {}
 
@@ -91,7 +102,10 @@ def _parse(text: str, path: Path) -> tuple[Any, dict[Place, int]]:
             return mapping
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*place, index)) for index, child in enumerate(node.value)]
-        return constructor.construct_object(node)
+        try:
+            return constructor.construct_object(node)
+        except ValueError:  # looks like a date or a number and is none: text
+            return node.value
 
     return build(root, ()), lines
 
@@ -108,6 +122,13 @@ def _nearest(lines: dict[Place, int], place: Place) -> int:
     while place and place not in lines:
         place = place[:-1]
     return lines.get(place, 1)
+
+
+def _root_faults(error: ValidationError) -> list[Any]:
+    """Without "too short" for a list that is only short of its faulty entries."""
+    faults = error.errors()
+    parents = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in parents]
 
 
 def _describe(fault: Any, lines: dict[Place, int], path: Path) -> str:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_
 from spiritlevel.charter.schema import Charter, Slug, Text
 from spiritlevel.errors import SpiritLevelError
 
+_FIELDS = "A probe has `prompt`, `expect` (help, refuse, refer or redact), and may have `rule` and `reply`."
+
 
 class Probe(BaseModel):
     """One test prompt. `expect: help` may name the rule that it is a near miss of."""
@@ -56,7 +58,8 @@ def read_probes(charter: Charter, half: Literal["train", "held_out"]) -> list[Pr
                 fault = error.errors()[0]
                 field = ".".join(str(part) for part in fault["loc"])
                 problem = f"{field}: {fault['msg']}" if field else fault["msg"]
-                raise SpiritLevelError(problem.replace("Value error, ", ""), where=where) from None
+                problem = problem.replace("Value error, ", "")
+                raise SpiritLevelError(problem, where=where, remedy=_FIELDS) from None
             if probe.rule is not None and probe.rule not in known:
                 raise SpiritLevelError(
                     f"the probe names the rule {probe.rule!r}, which the charter does not have",
@@ -70,16 +73,25 @@ def read_probes(charter: Charter, half: Literal["train", "held_out"]) -> list[Pr
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it also breaks at U+2028 and others, which may stand inside a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise SpiritLevelError(
             "there is no such probe file", where=str(path), remedy="Correct `probes` in the charter."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpiritLevelError(
+            f"cannot be read: {error}", where=str(path), remedy="A probe file is JSON Lines in UTF-8."
         ) from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise SpiritLevelError(f"not valid JSON: {error}", where=f"{path}:{number}") from None
+            except (ValueError, RecursionError) as error:
+                raise SpiritLevelError(
+                    f"not valid JSON: {error}",
+                    where=f"{path}:{number}",
+                    remedy='Write one object a line, such as {"prompt": "…", "expect": "help"}.',
+                ) from None
     return rows

@@ -8,11 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -31,12 +42,14 @@ class _Part(BaseModel):
 def _valid_regex(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a valid regular expression: {error}") from error
     return pattern
 
 
-Pattern = Annotated[Text, Field(description="A regular expression; case is ignored.")]
+Pattern = Annotated[
+    Text, AfterValidator(_valid_regex), Field(description="A regular expression; case is ignored.")
+]
 
 
 class Exchange(_Part):
@@ -63,24 +76,20 @@ class Scope(_Part):
 class CheckSpec(_Part):
     """One deterministic test of a reply, bound to the rule it stands under.
 
-    - `forbid`: the reply must not match any of `patterns` (unless it also matches one of `unless`)
+    - `forbid`: the reply must not match any of `patterns`
     - `require`: the reply must match at least one of `patterns`
     - `decline`: the reply must refuse, or refer the person to somebody else
     - `echo`: the reply must not repeat text of the conversation that matches `patterns`
       (default: e-mail addresses and runs of four or more digits)
 
-    With `when`, a check applies only if the person's last message matches one of those patterns.
+    With `when`, a check applies only if the person's last message matches one of those patterns; a reply that
+    matches one of `unless` is excused.
     """
 
     kind: Literal["forbid", "require", "decline", "echo"]
     patterns: tuple[Pattern, ...] = ()
     when: tuple[Pattern, ...] = ()
     unless: tuple[Pattern, ...] = ()
-
-    @field_validator("patterns", "when", "unless")
-    @classmethod
-    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_valid_regex(pattern) for pattern in patterns)
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> CheckSpec:
@@ -151,11 +160,6 @@ class HighStakes(_Part):
     patterns: tuple[Pattern, ...] = ()
     review: Review
 
-    @field_validator("patterns")
-    @classmethod
-    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_valid_regex(pattern) for pattern in patterns)
-
 
 class Bounds(_Part):
     """The most the charter tolerates, and how sure the evidence must be."""
@@ -219,19 +223,27 @@ class Charter(_Part):
     monitors: tuple[Monitor, ...] = ()
     probes: Probes = Probes()
 
-    # Where the file lies; not part of the document or its digest.
+    # Where the file lies and on which line each field stands; not part of the document or its digest.
     _path: Path | None = PrivateAttr(default=None)
+    _lines: dict[tuple[str | int, ...], int] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _ids_agree(self) -> Charter:
-        for kind, ids in (("rule", [r.id for r in self.rules]), ("principle", [p.id for p in self.principles])):
+        faults = []
+        rules, principles = [rule.id for rule in self.rules], [principle.id for principle in self.principles]
+        for part, ids in (("rules", rules), ("principles", principles)):
             for index, name in enumerate(ids):
                 if name in ids[:index]:
-                    raise ValueError(f"duplicate {kind} id {name!r}: ids are the thread of evidence and must be unique")
-        known = {rule.id for rule in self.rules}
-        for place, name in [("gate", g.rule) for g in self.gates] + [("monitor", m.rule) for m in self.monitors]:
-            if name is not None and name not in known:
-                raise ValueError(f"a {place} names the rule {name!r}, which the charter does not have")
+                    message = f"duplicate id {name!r}: ids are the thread of evidence and must be unique"
+                    faults.append(_fault((part, index, "id"), name, message))
+        named: dict[str, Sequence[Gate | Monitor]] = {"gates": self.gates, "monitors": self.monitors}
+        for part, users in named.items():
+            for index, user in enumerate(users):
+                if user.rule is not None and user.rule not in rules:
+                    message = f"there is no rule {user.rule!r}; the rules are: {', '.join(rules)}"
+                    faults.append(_fault((part, index, "rule"), user.rule, message))
+        if faults:
+            raise ValidationError.from_exception_data("Charter", faults)
         return self
 
     @cached_property
@@ -257,3 +269,8 @@ class Charter(_Part):
         """Probe files, resolved beside the charter."""
         folder = self._path.parent if self._path else Path()
         return [folder / name for name in names]
+
+
+def _fault(place: tuple[str | int, ...], found: str, message: str) -> InitErrorDetails:
+    """A fault between parts, told at the part to be mended instead of at the whole document."""
+    return InitErrorDetails(type=PydanticCustomError("value_error", message), loc=place, input=found)

@@ -14,7 +14,7 @@ from spiritlevel.chat import Chat, last_user_message
 # What `echo` looks for by default: e-mail addresses, and identifiers of four or more digits (account, card,
 # social-security and phone numbers, with their separators) but not amounts such as $12,500 or plain years.
 IDENTIFIERS = (
-    r"[\w.+-]+@[\w-]+\.\w[\w.-]*",
+    r"[\w.+-]{1,64}@[\w-]+\.\w[\w.-]*",
     r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
     r"(?<![\w$€£.,-])(?!(?:19|20)\d\d(?![\d-]))\d(?:[ -]?\d){3,}(?!\w|[.,]\d)",
 )
@@ -38,14 +38,16 @@ def build_check(rule: Rule, spec: CheckSpec, *, assume_topic: bool = False) -> C
     `when` need not recognise it.
     """
     check = _KINDS[spec.kind](rule, spec)
-    if assume_topic or not spec.when:
-        return check
-    topic = _any_of(spec.when)
+    topic = _any_of(spec.when) if spec.when and not assume_topic else None
+    excuse = _any_of(spec.unless) if spec.unless else None
 
-    def check_on_topic(chat: Chat, reply: str) -> list[Finding]:
-        return check(chat, reply) if topic.search(last_user_message(chat)) else []
+    def check_where_due(chat: Chat, reply: str) -> list[Finding]:
+        if topic is not None and not topic(last_user_message(chat)):
+            return []
+        findings = check(chat, reply)
+        return [] if findings and excuse is not None and excuse(reply) else findings
 
-    return check_on_topic
+    return check if topic is None and excuse is None else check_where_due
 
 
 def rule_checks(rule: Rule, *, assume_topic: bool = False) -> list[Check]:
@@ -62,23 +64,21 @@ def run_checks(checks: Sequence[Check], chat: Chat, reply: str) -> list[Finding]
 
 @_kind("forbid")
 def _forbid(rule: Rule, spec: CheckSpec) -> Check:
-    forbidden, excuse = _any_of(spec.patterns), _any_of(spec.unless) if spec.unless else None
+    forbidden = _any_of(spec.patterns)
 
     def check(chat: Chat, reply: str) -> list[Finding]:
-        match = forbidden.search(reply)
-        if match is None or (excuse is not None and excuse.search(reply)):
-            return []
-        return [Finding(rule.id, 1.0, match.span(), match.group())]
+        match = forbidden(reply)
+        return [Finding(rule.id, 1.0, match.span(), match.group())] if match else []
 
     return check
 
 
 @_kind("require")
 def _require(rule: Rule, spec: CheckSpec) -> Check:
-    required, excuse = _any_of(spec.patterns), _any_of(spec.unless) if spec.unless else None
+    required = _any_of(spec.patterns)
 
     def check(chat: Chat, reply: str) -> list[Finding]:
-        if required.search(reply) or (excuse is not None and excuse.search(reply)):
+        if required(reply):
             return []
         return [Finding(rule.id, 1.0, (0, 0), f"nothing in the reply does what “{rule.title}” asks for")]
 
@@ -87,10 +87,8 @@ def _require(rule: Rule, spec: CheckSpec) -> Check:
 
 @_kind("decline")
 def _decline(rule: Rule, spec: CheckSpec) -> Check:
-    excuse = _any_of(spec.unless) if spec.unless else None
-
     def check(chat: Chat, reply: str) -> list[Finding]:
-        if stance(reply).declines or (excuse is not None and excuse.search(reply)):
+        if stance(reply).declines:
             return []
         return [Finding(rule.id, 1.0, (0, len(reply)), "answers where it must decline or refer")]
 
@@ -99,7 +97,7 @@ def _decline(rule: Rule, spec: CheckSpec) -> Check:
 
 @_kind("echo")
 def _echo(rule: Rule, spec: CheckSpec) -> Check:
-    identifiers = [re.compile(pattern) for pattern in spec.patterns or IDENTIFIERS]
+    identifiers = [re.compile(pattern, re.IGNORECASE) for pattern in spec.patterns or IDENTIFIERS]
 
     def check(chat: Chat, reply: str) -> list[Finding]:
         given = {
@@ -113,7 +111,7 @@ def _echo(rule: Rule, spec: CheckSpec) -> Check:
             Finding(rule.id, 1.0, match.span(), "repeats an identifier from the conversation")
             for identifier in identifiers
             for match in identifier.finditer(reply)
-            if _bare(match.group()) in given
+            if _is_among(_bare(match.group()), given)
         ]
 
     return check
@@ -124,6 +122,25 @@ def _bare(identifier: str) -> str:
     return re.sub(r"[\s.-]", "", identifier).casefold()
 
 
+def _is_among(found: str, given: set[str]) -> bool:
+    """Whole; or a long number in part, since a pattern may take a card's number and its date for one."""
+    if found in given or not _is_long_number(found):
+        return found in given
+    return any(found in known or known in found for known in filter(_is_long_number, given))
+
+
+def _is_long_number(identifier: str) -> bool:
+    """Fewer digits, such as the last four of a card, give nobody away as a part."""
+    return len(identifier) >= 7 and identifier.isdigit()
+
+
 @lru_cache(maxsize=1024)
-def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+def _any_of(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """The leftmost match of any pattern; each is compiled alone, so its flags and groups stay its own."""
+    compiled = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
+
+    def search(text: str) -> re.Match[str] | None:
+        matches = [match for pattern in compiled if (match := pattern.search(text))]
+        return min(matches, key=lambda match: match.start(), default=None)
+
+    return search

@@ -34,6 +34,13 @@ def lint(charter: Charter) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.level)
 
 
+def require_sound(charter: Charter) -> None:
+    """Raises SpiritLevelError with every error that `lint` finds; warnings pass."""
+    if errors := [str(fault) for fault in lint(charter) if fault.level == "error"]:
+        remedy = "`spiritlevel charter lint` shows them all; mend them first."
+        raise SpiritLevelError("\n".join(errors), remedy=remedy)
+
+
 def _broken_by(rule: Rule, exchange: Exchange) -> list[Finding]:
     """The findings of a rule about one of its own examples, which is on topic by being there."""
     return run_checks(rule_checks(rule, assume_topic=True), [user(exchange.prompt)], exchange.reply)
@@ -117,5 +124,4 @@ def _coverage_faults(charter: Charter, half: str, probes: list[Probe]) -> list[F
 
 def _where(charter: Charter, place: Place) -> str:
     path = charter.path or Path("charter")
-    line = line_of(path, place) if charter.path else 1
-    return f"{path}:{line}"
+    return f"{path}:{line_of(charter, place)}"

@@ -70,7 +70,8 @@ _REFERRALS = [
     r"explain|tell|guide|take|make|judge|talk|discuss|person|people|right|placed|one|see|give|go through)",
     rf"\b(?:question|matter|decision|call|one|this|that) (?:is |are )?(?:best (?:answered|handled) |decided |made |answered "
     rf"|handled )?(?:for|by|with|to) (?:our |your |the |a |an )?(?:\w+ ){{0,3}}{_PARTY}",
-    rf"\b(?:stays?|rests?|lies|sits|belongs?) (?:with|to) [^.!?]{{0,40}}\b{_PARTY}",
+    rf"\b(?:stays?|rests?|lies|sits|belongs?) with [^.!?]{{0,40}}\b{_PARTY}",
+    rf"\b(?:question|matter|decision|call|choice|this|that) (?:\w+ )?belongs? to [^.!?]{{0,40}}\b{_PARTY}",
 ]
 
 _REFUSAL = re.compile("|".join(f"(?:{pattern})" for pattern in _REFUSALS), re.IGNORECASE)

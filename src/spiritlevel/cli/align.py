@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from spiritlevel.charter import load_charter
+from spiritlevel.checks.lint import require_sound
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
 
@@ -26,6 +28,7 @@ def align(
     Exit code 0: passes every gate, 1: fails one, 2: not enough data (or an error).
     """
     loaded = load_charter(charter)
+    require_sound(loaded)
     folder = output or Path("runs") / f"{loaded.name}-seed{seed}"
     # Only now the heavy imports: a faulty charter is told at once.
     from spiritlevel.align import AlignConfig
@@ -39,11 +42,13 @@ def align(
     if max_new_tokens is not None:
         contrast = replace(config.contrast, max_new_tokens=max_new_tokens)
         config = replace(config, max_new_tokens=max_new_tokens, contrast=contrast)
-    err.print(f"[bold]{loaded.name} {loaded.version}[/] · {model} · seed {seed} · kept in {folder}")
+    kept = escape(f"{model} · seed {seed} · kept in {folder}")
+    err.print(f"[bold]{loaded.name} {loaded.version}[/] · {kept}", soft_wrap=True)
     report = run(loaded, model, folder, config, TerminalProgress())
     if as_json:
         typer.echo((folder / "report.json").read_text(encoding="utf-8"))
     else:
         print_report(report, out)
-        out.print(f"report: {folder / 'report.html'}   model: {folder / 'model'}", soft_wrap=True)
+        places = f"report: {folder / 'report.html'}   model: {folder / 'model'}"
+        out.print(places, markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_CODES[report["verdict"]])

@@ -66,7 +66,8 @@ def show(
         out.print_json(json.dumps(loaded.model_dump(mode="json", by_alias=True) | {"digest": loaded.digest}))
         return
     held_out, train = read_probes(loaded, "held_out"), read_probes(loaded, "train")
-    table = Table(title=f"{loaded.name} {loaded.version}  ·  {loaded.digest[:12]}  ·  owner {loaded.owner}")
+    title = f"{loaded.name} {loaded.version}  ·  {loaded.digest[:12]}  ·  owner {loaded.owner}"
+    table = Table(title=escape(title))
     columns = ("rule", "severity", "owner", "on violation", "checks", "good/bad", "train", "held out")
     for column in columns:
         table.add_column(column, justify="right" if column in ("checks", "good/bad", "train", "held out") else "left")
@@ -122,7 +123,8 @@ def new(
     path = folder / "charter.yaml"
     text = path.read_text(encoding="utf-8").split("\n", 1)
     path.write_text("# yaml-language-server: $schema=charter.schema.json\n" + text[1], encoding="utf-8")
-    err.print(f"wrote {path}; edit it, then `spiritlevel charter lint {folder}`")
+    wrote = f"wrote {path}; edit it, then `spiritlevel charter lint {folder}`"
+    err.print(wrote, markup=False, soft_wrap=True)
 
 
 @app.command()

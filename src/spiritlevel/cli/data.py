@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
@@ -36,7 +37,8 @@ def contrast(
     with TerminalProgress().stage("make preference pairs", contrast_workload(probes, config)) as advance:
         pairs, report = contrast_pairs(loaded, probes, open_model(model), config, store=store, on_progress=advance)
     write_preferences(output, pairs)
-    table = Table("rule", "pairs", "from", "gave no pair", title=f"{len(pairs)} pairs in {output}")
+    title = escape(f"{len(pairs)} pairs in {output}")
+    table = Table("rule", "pairs", "from", "gave no pair", title=title)
     for rule in sorted({*report.pairs, *report.dropped}):
         sources, dropped = report.pairs.get(rule, Counter()), report.dropped.get(rule, Counter())
         table.add_row(rule, str(sum(sources.values())), _counts(sources), _counts(dropped))
@@ -64,7 +66,7 @@ def convert(source: Path, target: Path) -> None:
 
     records = read_preferences(source)
     write_preferences(target, records)
-    err.print(f"wrote {len(records)} records to {target}")
+    err.print(f"wrote {len(records)} records to {target}", markup=False, soft_wrap=True)
 
 
 def _counts(counter: Counter[str]) -> str:

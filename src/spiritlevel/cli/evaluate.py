@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
@@ -51,7 +52,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    table = Table(title=f"{model} against {loaded.name} {loaded.version}")
+    table = Table(title=f"{escape(model)} against {loaded.name} {loaded.version}")
     table.add_column("measure")
     for column in ("bad", "of", "rate", f"{confidence:.0%} interval"):
         table.add_column(column, justify="right")
@@ -60,4 +61,4 @@ def evaluate(
         value = f"{rate.value:.0%}" if rate.n else "–"
         table.add_row(row.measure, str(rate.hits), str(rate.n), value, f"{rate.low:.0%} to {rate.high:.0%}")
     out.print(table)
-    err.print(f"replies and findings: {folder / 'cases.json'}", soft_wrap=True)
+    err.print(f"replies and findings: {folder / 'cases.json'}", markup=False, soft_wrap=True)

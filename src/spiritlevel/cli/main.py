@@ -17,6 +17,10 @@ from spiritlevel.cli import align, chat, charter, data, evaluate, model, train
 from spiritlevel.cli.terminal import fail
 from spiritlevel.errors import SpiritLevelError
 
+# What a disk or a path may do to us; other OSErrors are our own mistakes.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
+PATH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
 app = typer.Typer(
     help="Align a language model with a charter: measure, train, measure again, and prove what changed.",
     no_args_is_help=True,
@@ -52,7 +56,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in DISK | PATH:
             raise
         place = f"{error.filename}: " if error.filename else ""
         fail(f"{place}{error.strerror}. Everything finished so far is kept; mend this and run the same command again.")

@@ -95,7 +95,8 @@ def _train(
     with progress.stage(f"train {objective.name}"):
         train(student, objective, examples, config, out, on_step=on_step)
     save_trained(student, out / "model", form="merged" if merge else "adapter")
-    err.print(f"wrote {out / 'model'}; try it: spiritlevel chat --model {out / 'model'}", soft_wrap=True)
+    wrote = f"wrote {out / 'model'}; try it: spiritlevel chat --model {out / 'model'}"
+    err.print(wrote, markup=False, soft_wrap=True)
 
 
 def _tensorboard(folder: Path):  # type: ignore[no-untyped-def]

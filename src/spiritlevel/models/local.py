@@ -58,7 +58,8 @@ class LocalModel:
         chat: Chat = [user("Hello"), assistant("Good day")]
         rendered: str = self.tokenizer.apply_chat_template(chat, tokenize=False)
         tail = self.tokenizer(rendered.rpartition("Good day")[2], add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids)
+        # Not `all_special_ids`: it holds only the tokens that have a name, and Gemma's <end_of_turn> has none.
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
         return int(next((token for token in tail if token in special), self.tokenizer.eos_token_id))
 
     @cached_property
@@ -121,7 +122,7 @@ class LocalModel:
         self, chat: Chat, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> Iterator[str]:
         """The reply piece by piece, as it is decoded."""
-        pieces: Queue[int | None] = Queue()
+        pieces: Queue[int | BaseException | None] = Queue()
 
         def work() -> None:
             try:
@@ -134,20 +135,25 @@ class LocalModel:
                     seeds=[seed],
                     on_token=lambda _, token: pieces.put(token),
                 )
-            finally:
                 pieces.put(None)
+            except BaseException as error:
+                pieces.put(error)
 
         worker = Thread(target=work, daemon=True)
         worker.start()
         tokens: list[int] = []
-        shown = ""
+        text = shown = ""
         while (token := pieces.get()) is not None:
+            if isinstance(token, BaseException):
+                raise token
             tokens.append(token)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             # A character of several tokens shows as U+FFFD until it is whole.
             if not text.endswith("�"):
                 yield text[len(shown) :]
                 shown = text
+        if text != shown:
+            yield text[len(shown) :]
         worker.join()
 
     def close(self) -> None:

@@ -44,7 +44,8 @@ class Completion:
 
 def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of prompts in batches: neighbours in lexicographic order, where shared beginnings are longest."""
-    order = sorted(range(len(prompts)), key=lambda index: (tuple(prompts[index]), index))
+    prompts = [tuple(prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (prompts[index], index))
     batches: list[list[int]] = []
     shared: Sequence[int] = ()
     for index in order:

@@ -81,11 +81,12 @@ def verify_engine(model: Any, fork: Fork, *, pad_token: int) -> None:
     plain = []
     for continuation in fork.continuations:
         ids = torch.tensor([[*fork.prompt, *continuation]], device=fast.device)
-        logits = model(input_ids=ids).logits[0, len(fork.prompt) - 1 : -1].float()
+        logits = model(input_ids=ids, logits_to_keep=len(continuation) + 1).logits[0, :-1].float()
         plain.append(logits.log_softmax(-1).gather(-1, ids[0, len(fork.prompt) :, None]).sum())
     expected = torch.stack(plain)
     tokens = torch.tensor([len(c) for c in fork.continuations], device=fast.device)
-    tolerance = (0.1 if _parts(model)[1].weight.dtype != torch.float32 else 1e-3) * tokens
+    halved = _parts(model)[1].weight.dtype in (torch.bfloat16, torch.float16)
+    tolerance = (0.1 if halved else 1e-3) * tokens
     if not bool(((fast - expected).abs() <= tolerance).all()):
         raise SpiritLevelError(
             f"the scoring engine disagrees with {type(model).__name__}: {fast.tolist()} against {expected.tolist()}",

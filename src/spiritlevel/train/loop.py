@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def train(
         for epoch in range(config.epochs)
         for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
     ]
-    fingerprint = _fingerprint(objective, examples, config, optimizer)
+    fingerprint = _fingerprint(objective, examples, config, model)
     history = _resume(folder, fingerprint, optimizer)
     model.model.train()
     saved_at = time.monotonic()
@@ -125,7 +126,8 @@ def prepare_examples(
     The reference is `model` as it is now: call this before it gets an adapter or is trained.
     """
     forks = [objective.fork(record, model) for record in records]
-    verify_engine(model.model, min(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
+    # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
+    verify_engine(model.model, max(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
     if not objective.needs_reference:
         return [Example(fork) for fork in forks]
     keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in forks]
@@ -160,22 +162,24 @@ def _check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
 
 
 def _stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
-    if metrics["loss"] != metrics["loss"]:
+    if not isfinite(metrics["loss"]):
         raise SpiritLevelError(
-            f"the loss is not a number at step {metrics['step']:.0f}",
+            f"the loss is not a finite number at step {metrics['step']:.0f}",
             where=str(folder),
             remedy="Lower the learning rate; the last checkpoint is kept.",
         )
 
 
 def _fingerprint(
-    objective: Objective, examples: Sequence[Example], config: TrainConfig, optimizer: MasterAdamW
+    objective: Objective, examples: Sequence[Example], config: TrainConfig, model: LocalModel
 ) -> str:
-    """What a checkpoint must have in common with a run that goes on from it."""
-    start = sum(float(parameter.detach().double().abs().sum()) for parameter in optimizer.parameters)
+    """What a checkpoint must have in common with a run that goes on from it, frozen weights included."""
+    start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
     settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
+    # The scale of an adapter is in its settings, not in its weights.
+    alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
     forks = [[example.fork.prompt, example.fork.continuations, example.reference] for example in examples]
-    return digest_json([objective.name, repr(objective), settings, forks, repr(start)])
+    return digest_json([objective.name, repr(objective), settings, forks, repr(start), alphas])
 
 
 def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:

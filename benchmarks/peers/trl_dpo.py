@@ -1,0 +1,56 @@
+"""One DPO run with TRL, in TRL's own environment. Reads a job as JSON on stdin, prints figures as JSON on stdout."""
+
+import json
+import resource
+import sys
+import time
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+job = json.load(sys.stdin)
+transformers.logging.set_verbosity_error()
+tokenizer = AutoTokenizer.from_pretrained(job["model"])
+tuned = {"gradient_checkpointing": False, "precompute_ref_log_probs": True} if job["tuned"] else {}
+config = DPOConfig(
+    output_dir=job["folder"],
+    num_train_epochs=job["epochs"],
+    per_device_train_batch_size=job["batch_size"],
+    learning_rate=job["learning_rate"],
+    beta=job["beta"],
+    bf16=True,
+    use_cpu=True,
+    seed=0,
+    logging_steps=1,
+    save_strategy="no",
+    report_to=[],
+    disable_tqdm=True,
+    **tuned,
+)
+model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+started = time.monotonic()
+trainer = DPOTrainer(
+    model=model, args=config, train_dataset=Dataset.from_list(job["pairs"]), processing_class=tokenizer, peft_config=lora
+)
+built = time.monotonic()
+trainer.train()
+ended = time.monotonic()
+history = [row for row in trainer.state.log_history if "loss" in row]
+columns = trainer.train_dataset.column_names
+json.dump(
+    {
+        "seconds": ended - started,  # tokenising, reference log-probabilities and training
+        "train_seconds": ended - built,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "losses": [row["loss"] for row in history],
+        "reference": list(trainer.train_dataset["ref_chosen_logps"]) if "ref_chosen_logps" in columns else None,
+        "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    },
+    sys.stdout,
+)

@@ -1,0 +1,252 @@
+"""A user's mistake is one message on stderr, with its place and a remedy, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from spiritlevel import __version__
+from spiritlevel.charter import load_charter, system_prompt
+from spiritlevel.cli import main as cli
+
+TEMPLATES = Path(str(files("spiritlevel.charter"))) / "templates"
+ACCOUNTING = str(TEMPLATES / "accounting")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def spiritlevel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """spiritlevel("charter", "lint", path): what the command line says and returns."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["spiritlevel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        told = capsys.readouterr()
+        code = left.value.code if isinstance(left.value.code, int) else int(left.value.code is not None)
+        return Outcome(code, told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def accounting(spiritlevel: Run, tmp_path: Path) -> Path:
+    """A charter that was started from a template, to be damaged."""
+    assert spiritlevel("charter", "new", tmp_path / "mine").code == 0
+    return tmp_path / "mine" / "charter.yaml"
+
+
+def damage(path: Path, old: str, new: str) -> int:
+    """Replaces `old` once; the number of its line."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+def verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, child in getattr(command, "commands", {}).items():
+        yield from verbs(child, (*path, name))
+
+
+VERBS = list(verbs(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb) or "spiritlevel")
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_verb_has_help(spiritlevel: Run, verb: tuple[str, ...], flag: str) -> None:
+    outcome = spiritlevel(*verb, flag)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "Usage" in outcome.out
+
+
+def test_these_are_the_verbs(spiritlevel: Run) -> None:
+    assert {verb[0] for verb in VERBS if verb} == {
+        "charter",
+        "align",
+        "eval",
+        "data",
+        "train",
+        "chat",
+        "model",
+    }
+    assert spiritlevel("--version") == (0, f"{__version__}\n", "")
+
+
+BAD: list[tuple[list[str], str, str]] = [
+    (["charter", "lint", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["charter", "show", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["charter", "show", ACCOUNTING, "--judge", "no-rule"], "there is no rule 'no-rule'", "no-legal-advice"),
+    (["charter", "diff", ACCOUNTING, "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (
+        ["charter", "new", "x", "--template", "[/bold]"],
+        "there is no template '[/bold]'",
+        "Choose one of: accounting",
+    ),
+    (["charter", "new", f"{ACCOUNTING}/charter.yaml"], "exists and is not empty", "Choose a new folder"),
+    (
+        ["charter", "new", f"{ACCOUNTING}/charter.yaml/x"],
+        "charter.yaml/x: Not a directory",
+        "run the same command",
+    ),
+    (["align", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["eval", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["chat", "--charter", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["data", "contrast", "nowhere"], "nowhere: there is no such charter", "charter new"),
+    (["data", "check", "nowhere"], "nowhere: there is no such file", ""),
+    (["data", "check", ACCOUNTING], "accounting: Is a directory", "run the same command"),
+    (
+        ["train", "dpo", "--data", "nowhere", "--out", "x", "--schedule", "soon"],
+        "no schedule 'soon'",
+        "Choose linear",
+    ),
+    (["charter", "lnit"], "No such command 'lnit'", "Did you mean 'lint'"),
+    (["charter", "lint"], "Missing argument", "charter lint -h"),
+    (["align", ACCOUNTING, "--seed", "x"], "'--seed': Input should be a valid integer", "align -h"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "problem", "remedy"), BAD, ids=[" ".join(row[0])[:40] for row in BAD])
+def test_bad_input_is_told_on_stderr_with_its_remedy(
+    spiritlevel: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    problem: str,
+    remedy: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = spiritlevel(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert problem in outcome.err
+    assert remedy in outcome.err
+    assert "Traceback" not in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "verb", [["charter", "lint"], ["charter", "show"], ["align"], ["eval"], ["data", "contrast"]]
+)
+def test_a_faulty_charter_is_told_by_line_and_field(
+    spiritlevel: Run, accounting: Path, verb: list[str]
+) -> None:
+    first = damage(accounting, "severity: high", "severity: dire")
+    second = damage(accounting, "  voice: Calm", "  vioce: Calm")
+    outcome = spiritlevel(*verb, accounting)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{accounting}:{first}: rules[0].severity: " in outcome.err
+    assert f"{accounting}:{second}: tone.vioce: unknown field (did you mean `voice`?)" in outcome.err
+    assert "→" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("break_it", ["missing", "unsound"])
+def test_align_refuses_a_bad_charter_before_it_loads_torch(accounting: Path, break_it: str) -> None:
+    if break_it == "missing":
+        accounting.unlink()
+        place = ""
+    else:
+        line = damage(accounting, "    say:\n", "    say:\n      - You have a strong case.\n")
+        place = f":{line + 1}"
+    code = (
+        "import sys; from spiritlevel.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", code, "align", accounting],
+        capture_output=True,
+        text=True,
+        cwd=accounting.parent,
+    )
+    assert time.monotonic() - began < 3
+    assert (run.returncode, run.stdout) == (2, "False\n")
+    assert f"{accounting}{place}: " in run.stderr and "→" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (accounting.parent / "runs").exists()
+
+
+def test_new_starts_a_sound_charter_and_overwrites_nothing(spiritlevel: Run, tmp_path: Path) -> None:
+    names = spiritlevel("charter", "new", "-", "--list").out.split()
+    assert names == sorted(folder.name for folder in TEMPLATES.iterdir())
+    for name in names:
+        folder = tmp_path / f"[{name}]"
+        assert spiritlevel("charter", "new", folder, "--template", name).code == 0
+        assert load_charter(folder).digest == load_charter(TEMPLATES / name).digest
+        assert json.loads((folder / "charter.schema.json").read_text())
+        assert spiritlevel("charter", "lint", folder).code == 0
+        kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        refused = spiritlevel("charter", "new", folder, "--template", names[0])
+        assert refused.code == 2 and str(folder) in refused.err and "nothing is overwritten" in refused.err
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+
+
+def test_lint_counts_and_lists_faults(spiritlevel: Run, accounting: Path) -> None:
+    assert json.loads(spiritlevel("charter", "lint", accounting, "--json").out) == []
+    assert (
+        "0 errors, 0 warnings in 2 charter(s)" in spiritlevel("charter", "lint", accounting, ACCOUNTING).out
+    )
+    damage(accounting, "train: [probes/train.jsonl]", "train: [probes/train.jsonl, probes/held_out.jsonl]")
+    told, listed = (
+        spiritlevel("charter", "lint", accounting),
+        spiritlevel("charter", "lint", accounting, "--json"),
+    )
+    faults = json.loads(listed.out)
+    assert told.code == listed.code == 1
+    assert {fault["level"] for fault in faults} == {"error"} and len(faults) == 80
+    assert all(f"{fault['where']}: error: {fault['message']}" in told.out for fault in faults)
+    assert "80 errors, 0 warnings in 1 charter(s)" in told.out
+
+
+def test_show_prints_the_charter_as_it_is(spiritlevel: Run, accounting: Path) -> None:
+    damage(accounting, "owner: client-services@quillstone.example", "owner: '[/red] the desk'")
+    damage(accounting, "role: >-", "role: >-\n  [bold]Note[/]")
+    charter = load_charter(accounting)
+    table = spiritlevel("charter", "show", accounting)
+    assert table.code == 0 and charter.digest[:12] in table.out and "[/red] the desk" in table.out
+    assert spiritlevel("charter", "show", accounting, "--prompt").out == f"{system_prompt(charter)}\n"
+    for rule in charter.rules:
+        assert rule.text in spiritlevel("charter", "show", accounting, "--judge", rule.id).out
+    shown = json.loads(spiritlevel("charter", "show", accounting, "--json").out)
+    assert shown.pop("digest") == charter.digest
+    assert shown == charter.model_dump(mode="json", by_alias=True)
+
+
+def test_diff_tells_what_is_stale(spiritlevel: Run, accounting: Path) -> None:
+    assert spiritlevel("charter", "diff", ACCOUNTING, accounting)[:2] == (
+        0,
+        "the two charters mean the same\n",
+    )
+    assert spiritlevel("charter", "diff", ACCOUNTING, accounting, "--json")[:2] == (0, "[]\n")
+    damage(accounting, "Do not advise on legal matters", "Never advise on legal matters")
+    told, listed = (
+        spiritlevel("charter", "diff", ACCOUNTING, accounting, *flag) for flag in ([], ["--json"])
+    )
+    assert told.code == listed.code == 1
+    assert "no-legal-advice" in told.out
+    (change,) = json.loads(listed.out)
+    assert (change["part"], change["fields"]) == ("no-legal-advice", ["text"])
+    assert "training pairs" in change["stale"]
+
+
+def test_schema_is_json(spiritlevel: Run) -> None:
+    schema = json.loads(spiritlevel("charter", "schema").out)
+    assert {"rules", "scope", "probes"} <= set(schema["properties"])

@@ -1,0 +1,81 @@
+"""A fork's row shows each continuation exactly what it would see alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spiritlevel.models import Fork, lay_out, plan_batches
+
+PAD = 0
+tokens = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
+forks = st.builds(Fork, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuations"), [((), ((1,),)), ((1,), ()), ((1,), ((),)), ((1,), ((1, 2), ()))]
+)
+def test_nothing_in_a_fork_may_be_empty(
+    prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
+) -> None:
+    with pytest.raises(ValueError, match="none of them empty"):
+        Fork(prompt, continuations)
+
+
+@given(st.lists(forks, min_size=1, max_size=4))
+def test_each_scored_token_is_predicted_from_its_own_past_alone(batch: list[Fork]) -> None:
+    layout = lay_out(batch, PAD)
+    scored = zip(layout.row.tolist(), layout.column.tolist(), layout.targets.tolist(), strict=True)
+    expected = [
+        (index, (*fork.prompt, *continuation[:place]), continuation[place])
+        for index, fork in enumerate(batch)
+        for continuation in fork.continuations
+        for place in range(len(continuation))
+    ]
+    seen = []
+    for row, column, target in scored:
+        visible = layout.sees[row, column]
+        assert layout.positions[row, visible].tolist() == list(range(int(visible.sum())))
+        seen.append((row, tuple(layout.tokens[row, visible].tolist()), target))
+    assert seen == expected
+
+
+@given(st.lists(forks, min_size=1, max_size=4))
+def test_owners_count_the_continuations_through_the_batch(batch: list[Fork]) -> None:
+    layout = lay_out(batch, PAD)
+    lengths = [len(continuation) for fork in batch for continuation in fork.continuations]
+    assert layout.continuations == len(lengths)
+    assert torch.bincount(layout.owner).tolist() == lengths
+    assert layout.owner.tolist() == sorted(layout.owner.tolist())
+    assert len(layout.targets) == sum(fork.scored for fork in batch)
+
+
+@given(st.lists(forks, min_size=1, max_size=4))
+def test_the_rows_are_as_long_as_the_longest_fork_and_the_rest_is_unseen_padding(batch: list[Fork]) -> None:
+    layout = lay_out(batch, PAD)
+    assert layout.tokens.shape == (len(batch), max(fork.length for fork in batch))
+    for row, fork in enumerate(batch):
+        assert (layout.tokens[row, : fork.length] != PAD).all()
+        assert (layout.tokens[row, fork.length :] == PAD).all()
+        assert not layout.sees[row, : fork.length, fork.length :].any()
+    assert layout.sees.any(-1).all(), "a position that sees nothing would be NaN after the softmax"
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_a_plan_holds_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    plan = plan_batches(lengths, budget)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= budget
+    assert plan == plan_batches(lengths, budget)
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=40), st.integers(1, 120))
+def test_a_plan_is_sorted_and_fills_each_batch_before_the_next(lengths: list[int], budget: int) -> None:
+    plan = plan_batches(lengths, budget)
+    flat = [lengths[index] for batch in plan for index in batch]
+    assert flat == sorted(lengths, reverse=True)
+    for batch in plan[:-1]:
+        assert lengths[batch[0]] * (len(batch) + 1) > budget

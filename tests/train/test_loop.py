@@ -1,0 +1,396 @@
+"""The training loop: the same step however it is cut, the same weights however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import ceil, inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
+
+from spiritlevel.data import Preference
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models import Fork, LocalModel, open_local, score_forks
+from spiritlevel.store import ContentStore, read_jsonl
+from spiritlevel.train import (
+    DPO,
+    SFT,
+    Example,
+    LoraSettings,
+    Objective,
+    TrainConfig,
+    add_lora,
+    prepare_examples,
+    train,
+)
+from spiritlevel.train import loop as loop_module
+from spiritlevel.train.batches import STEPS_PER_GROUP, epoch_batches
+from spiritlevel.train.loop import StepMetrics
+from spiritlevel.train.optimizer import MasterAdamW
+from tiny import SIZES, build_model, build_tokenizer, randomise, save_model
+
+CONFIG = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, token_budget=40, save_seconds=0)
+PREFER = DPO(beta=0.1, nll_weight=0.5)
+TIMING = {"tokens_per_second", "memory_gb", "seconds"}
+
+
+def draw_examples(count: int, *, seed: int = 0) -> list[Example]:
+    """Pairs of unequal lengths."""
+    source = random.Random(seed)
+
+    def tokens() -> tuple[int, ...]:
+        return tuple(source.randrange(256) for _ in range(source.randint(1, 10)))
+
+    return [Example(Fork(tokens(), (tokens(), tokens())), (-20.0, -20.0 - index)) for index in range(count)]
+
+
+EXAMPLES = draw_examples(10)
+CHOSEN = [Example(Fork(example.fork.prompt, example.fork.continuations[:1])) for example in EXAMPLES]
+
+
+def student(
+    *, lora: bool = True, alpha: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> LocalModel:
+    base = build_model(seed=seed, dtype=dtype)
+    return add_lora(base, LoraSettings(4, alpha), seed=7) if lora else base
+
+
+def weights(model: LocalModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.model.named_parameters()}
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def untimed(history: list[StepMetrics]) -> list[StepMetrics]:
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in history]
+
+
+def kill_at(step: int) -> Callable[[StepMetrics], None]:
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics["step"] == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[Tensor]]]:
+    """The gradients of every step, as the optimiser got them."""
+    seen: list[list[Tensor]] = []
+    step = MasterAdamW.step
+
+    def recording(self: MasterAdamW, *args: float) -> float:
+        seen.append([parameter.grad.clone() for parameter in self.parameters])
+        return step(self, *args)
+
+    monkeypatch.setattr(MasterAdamW, "step", recording)
+    yield seen
+
+
+# --- one step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("objective", "examples"), [(PREFER, EXAMPLES), (SFT(), CHOSEN)], ids=["dpo", "sft"])
+def test_a_step_is_the_same_however_it_is_cut(
+    objective: Objective, examples: list[Example], tmp_path: Path, gradients: list[list[Tensor]]
+) -> None:
+    histories = []
+    for budget in (100_000, 60, 30, 1):
+        config = replace(CONFIG, batch_size=len(examples), epochs=1, token_budget=budget)
+        model = student(lora=False)
+        histories.append(train(model, objective, examples, config, tmp_path / str(budget)))
+    whole, *parts = gradients
+    for part in parts:
+        for found, expected in zip(part, whole, strict=True):
+            assert float((found - expected).norm()) <= 1e-12 * max(1.0, float(expected.norm()))
+    for [row] in histories:
+        expected_row = histories[0][0]
+        assert row.keys() == expected_row.keys()
+        for name in row.keys() - TIMING:
+            assert row[name] == pytest.approx(expected_row[name], rel=1e-12), name
+
+
+def test_the_loss_of_sft_is_that_of_masked_labels_over_the_whole_step(tmp_path: Path) -> None:
+    config = replace(CONFIG, batch_size=len(CHOSEN), epochs=1, token_budget=25)
+    total, count = 0.0, 0
+    for example in CHOSEN:
+        [reply] = example.fork.continuations
+        labels = torch.tensor([[*[-100] * len(example.fork.prompt), *reply]])
+        ids = torch.tensor([[*example.fork.prompt, *reply]])
+        with torch.no_grad():
+            total += float(student().model(input_ids=ids, labels=labels).loss) * len(reply)
+        count += len(reply)
+    [row] = train(student(), SFT(), CHOSEN, config, tmp_path)
+    assert row["loss"] == pytest.approx(total / count, rel=1e-6)
+
+
+def test_the_metrics_say_where_training_is(tmp_path: Path) -> None:
+    told: list[StepMetrics] = []
+    history = train(student(), PREFER, EXAMPLES, CONFIG, tmp_path, on_step=told.append)
+    steps = CONFIG.epochs * ceil(len(EXAMPLES) / CONFIG.batch_size)
+    assert told == history
+    assert [row["step"] for row in history] == list(range(1, steps + 1))
+    assert {row["steps"] for row in history} == {steps}
+    assert history[-1]["epoch"] == CONFIG.epochs
+    assert [row for _, row in read_jsonl(tmp_path / "metrics.jsonl")] == history
+    assert all(row["tokens_per_second"] > 0 and row["memory_gb"] > 0 for row in history)
+
+
+def test_training_leaves_the_frozen_weights_and_ends_in_eval_mode(tmp_path: Path) -> None:
+    model = student()
+    before = weights(model)
+    train(model, PREFER, EXAMPLES, CONFIG, tmp_path)
+    after = weights(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name, p in model.model.named_parameters() if p.requires_grad}
+    assert not model.model.training
+
+
+# --- kill and resume ---------------------------------------------------------------------------------
+
+SETTINGS = {
+    "lora-float64": {"lora": True},
+    "full-float32": {"lora": False, "dtype": torch.float32},
+    "full-bfloat16": {"lora": False, "dtype": torch.bfloat16},
+}
+
+
+@pytest.mark.parametrize("kills", [(1,), (2,), (4,), (6,), (2, 3, 3, 5)], ids=str)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_killed_run_ends_as_one_that_was_not(setting: str, kills: tuple[int, ...], tmp_path: Path) -> None:
+    straight = student(**SETTINGS[setting])
+    expected = train(straight, PREFER, EXAMPLES, CONFIG, tmp_path / "straight")
+    assert len(expected) == 6
+
+    for step in kills:
+        with pytest.raises(KeyboardInterrupt):
+            train(student(**SETTINGS[setting]), PREFER, EXAMPLES, CONFIG, tmp_path, on_step=kill_at(step))
+    resumed, told = student(**SETTINGS[setting]), []
+    history = train(resumed, PREFER, EXAMPLES, CONFIG, tmp_path, on_step=told.append)
+    assert [row["step"] for row in told] == list(range(max(kills), 7)), "it went on where it stopped"
+    assert untimed(history) == untimed(expected)
+    assert equal(weights(resumed), weights(straight))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first, second, told = student(), student(), []
+    history = train(first, PREFER, EXAMPLES, CONFIG, tmp_path)
+    assert train(second, PREFER, EXAMPLES, CONFIG, tmp_path, on_step=told.append) == history
+    assert told == []
+    assert equal(weights(first), weights(second))
+
+
+def test_between_checkpoints_nothing_is_written(tmp_path: Path) -> None:
+    slow = replace(CONFIG, save_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        train(student(), PREFER, EXAMPLES, slow, tmp_path, on_step=kill_at(6))
+    assert not list(tmp_path.iterdir())
+    train(student(), PREFER, EXAMPLES, slow, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "data": {"examples": draw_examples(10, seed=1)},
+    "order of data": {"examples": EXAMPLES[::-1]},
+    "reference": {"examples": [replace(example, reference=(-19.0, -21.0)) for example in EXAMPLES]},
+    "beta": {"objective": DPO(beta=0.2, nll_weight=0.5)},
+    "method": {"objective": SFT(), "examples": CHOSEN},
+    "learning rate": {"config": replace(CONFIG, learning_rate=2e-2)},
+    "seed": {"config": replace(CONFIG, seed=1)},
+    "epochs": {"config": replace(CONFIG, epochs=3)},
+    "model": {"seed": 1},
+    "scale of the adapter": {"alpha": 16},
+    "full": {"lora": False},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_checkpoint_of_another_training_is_ignored(other: str, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"objective": PREFER, "examples": EXAMPLES, "config": CONFIG}
+
+    def run(folder: Path, objective: Any, examples: Any, config: Any, **model: Any) -> LocalModel:
+        fresh = student(**model)
+        train(fresh, objective, examples, config, folder)
+        return fresh
+
+    run(tmp_path / "used", **usual)
+    found = run(tmp_path / "used", **usual | OTHERS[other])
+    expected = run(tmp_path / "fresh", **usual | OTHERS[other])
+    assert equal(weights(found), weights(expected))
+
+
+def test_only_the_time_between_checkpoints_may_differ(tmp_path: Path) -> None:
+    told: list[StepMetrics] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(student(), PREFER, EXAMPLES, CONFIG, tmp_path, on_step=kill_at(4))
+    train(student(), PREFER, EXAMPLES, replace(CONFIG, save_seconds=9.0), tmp_path, on_step=told.append)
+    assert [row["step"] for row in told] == [4, 5, 6]
+
+
+def test_a_frozen_base_is_part_of_what_a_checkpoint_belongs_to(tmp_path: Path) -> None:
+    # The adapters start alike and SFT has no reference: only the base tells these two apart.
+    train(student(seed=0), SFT(), CHOSEN, CONFIG, tmp_path / "used")
+    found, expected = student(seed=1), student(seed=1)
+    train(found, SFT(), CHOSEN, CONFIG, tmp_path / "used")
+    train(expected, SFT(), CHOSEN, CONFIG, tmp_path / "fresh")
+    assert equal(weights(found), weights(expected))
+
+
+# --- what is refused ---------------------------------------------------------------------------------
+
+
+def test_an_example_that_is_too_long_is_an_error_with_counts(tmp_path: Path) -> None:
+    lengths = [example.fork.length for example in EXAMPLES]
+    limit = sorted(lengths)[-3]
+    count = sum(length > limit for length in lengths)
+    with pytest.raises(
+        SpiritLevelError,
+        match=rf"{count} of 10 examples are longer than {limit} tokens \(the longest {max(lengths)}\)",
+    ):
+        train(student(), PREFER, EXAMPLES, replace(CONFIG, max_length=limit), tmp_path)
+    train(student(), PREFER, EXAMPLES, replace(CONFIG, max_length=max(lengths), epochs=1), tmp_path)
+
+
+def test_no_examples_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SpiritLevelError, match="nothing to train on"):
+        train(student(), PREFER, [], CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("poison", [nan, inf])
+def test_a_loss_that_is_not_finite_is_an_error_and_what_was_learnt_is_kept(
+    poison: float, tmp_path: Path
+) -> None:
+    examples = [*EXAMPLES, replace(EXAMPLES[0], reference=(poison, 0.0))]
+    model, steps = student(), []
+    with pytest.raises(SpiritLevelError, match=r"the loss is not a finite number at step [1-6]"):
+        train(model, PREFER, examples, CONFIG, tmp_path, on_step=steps.append)
+    assert all(torch.isfinite(weight).all() for weight in weights(model).values())
+    if steps:
+        state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert json.loads(state["history"]) == steps
+
+
+# --- preparing examples ------------------------------------------------------------------------------
+
+RECORDS = [
+    Preference.of("hello", "the one", "in the user"),
+    Preference.of("hello" * 4, "on", "user user user"),
+    Preference.of("the", "a", "b", rejected_finished=False),
+]
+
+
+def test_references_are_the_models_own_scores_and_are_kept(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, store = open_local(str(tiny_folder), dtype="float64"), ContentStore(tmp_path / "store")
+    examples = prepare_examples(model, PREFER, RECORDS, store=store, token_budget=60)
+    forks = [PREFER.fork(record, model) for record in RECORDS]
+    assert [example.fork for example in examples] == forks
+    for example, fork in zip(examples, forks, strict=True):
+        [alone] = score_forks(model.model, [fork], pad_token=0, token_budget=1000)
+        assert example.reference == pytest.approx(alone, abs=1e-5)  # a loaded model's norms are float32
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(loop_module, "score_forks", forbidden)
+    told: list[int] = []
+    again = prepare_examples(model, PREFER, RECORDS, store=store, token_budget=60, on_progress=told.append)
+    assert again == examples
+    assert sum(told) == len(RECORDS)
+
+
+def test_another_model_gets_references_of_its_own(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path / "store")
+    folders = [save_model(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    first, second = (
+        prepare_examples(open_local(str(folder), dtype="float64"), PREFER, RECORDS, store=store)
+        for folder in folders
+    )
+    assert [example.reference for example in first] != [example.reference for example in second]
+
+
+def test_what_needs_no_reference_gets_none(tmp_path: Path, tiny_model: LocalModel) -> None:
+    examples = prepare_examples(tiny_model, SFT(), RECORDS, store=ContentStore(tmp_path))
+    assert examples == [Example(SFT().fork(record, tiny_model)) for record in RECORDS]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_the_engine_does_not_know_is_refused_by_its_longest_example(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    config = MistralConfig(**SIZES | {"vocab_size": len(tokenizer)}, sliding_window=60)
+    model = LocalModel(randomise(MistralForCausalLM(config), seed=0), tokenizer, name="windowed")
+    short, long = Preference.of("a", "b", "c"), Preference.of("a " * 60, "b", "c")
+    prepare_examples(model, SFT(), [short], store=ContentStore(tmp_path))
+    with pytest.raises(SpiritLevelError, match="not supported yet"):
+        prepare_examples(model, SFT(), [short, long], store=ContentStore(tmp_path))
+
+
+# --- it learns ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_planted_preference_is_learnt(lora: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    replies = random.Random(0)
+
+    def reply() -> str:
+        return "".join(replies.sample("abcdefgh", 6))
+
+    records = [Preference.of(f"hello {n}", reply(), reply()) for n in range(8)]
+    model = open_local(str(tiny_folder), dtype="float32")
+    examples = prepare_examples(model, DPO(beta=0.1), records, store=ContentStore(tmp_path / "store"))
+    if lora:
+        model = add_lora(model, LoraSettings(8, 16), seed=0)
+    config = TrainConfig(learning_rate=5e-3, epochs=30, batch_size=8)
+    history = train(model, DPO(beta=0.1), examples, config, tmp_path)
+    assert history[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert history[-1]["accuracy"] == 1.0
+    forks = [example.fork for example in examples]
+    scores = score_forks(model.model, forks, pad_token=model.pad_token, token_budget=1000)
+    assert all(chosen > rejected for chosen, rejected in scores)
+
+
+# --- batches -----------------------------------------------------------------------------------------
+
+lengths_of = st.lists(st.integers(1, 500), min_size=1, max_size=80)
+
+
+@given(lengths_of, st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_sees_every_example_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
+    batches = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert len(batches) == ceil(len(lengths) / batch_size)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    assert batches == epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    lengths = list(range(1, 33))
+    draws = [(seed, epoch) for seed in range(3) for epoch in range(3)]
+    orders = {str(epoch_batches(lengths, 4, seed=seed, epoch=epoch)) for seed, epoch in draws}
+    assert len(orders) == 9
+
+
+def test_batches_are_of_similar_length_and_in_no_order_of_length() -> None:
+    source = random.Random(0)
+    lengths = [source.randint(1, 500) for _ in range(8 * STEPS_PER_GROUP * 10)]
+    batches = epoch_batches(lengths, 8, seed=0, epoch=0)
+
+    def padded(plan: list[list[int]]) -> int:
+        return sum(max(lengths[index] for index in batch) * len(batch) for batch in plan)
+
+    plain = [list(range(start, start + 8)) for start in range(0, len(lengths), 8)]
+    assert padded(batches) - sum(lengths) < 0.35 * (padded(plain) - sum(lengths))
+    means = [sum(lengths[index] for index in batch) for batch in batches]
+    assert abs(torch.corrcoef(torch.tensor([means, list(range(len(means)))]))[0, 1]) < 0.3
