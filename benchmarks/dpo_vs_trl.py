@@ -65,7 +65,11 @@ def reply(text: str) -> list[dict[str, str]]:
 def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
     """One run in a process of its own, so that its peak memory is its own."""
     done = subprocess.run(
-        [python, str(HERE / "peers" / script)], input=json.dumps(job), capture_output=True, text=True, check=False
+        [python, str(HERE / "peers" / script)],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")

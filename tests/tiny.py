@@ -94,14 +94,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(
-    *, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None
-) -> LocalModel:
+def build_model(*, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None) -> LocalModel:
     """A tiny Llama that can chat (nonsense)."""
     tokenizer = build_tokenizer()
-    network = build_llama(
-        seed=seed, dtype=dtype, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id
-    )
+    network = build_llama(seed=seed, dtype=dtype, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     return LocalModel(network, tokenizer, name="tiny", folder=folder)
 
 

@@ -36,7 +36,11 @@ model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
 lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 started = time.monotonic()
 trainer = DPOTrainer(
-    model=model, args=config, train_dataset=Dataset.from_list(job["pairs"]), processing_class=tokenizer, peft_config=lora
+    model=model,
+    args=config,
+    train_dataset=Dataset.from_list(job["pairs"]),
+    processing_class=tokenizer,
+    peft_config=lora,
 )
 built = time.monotonic()
 trainer.train()
@@ -50,7 +54,11 @@ json.dump(
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "losses": [row["loss"] for row in history],
         "reference": list(trainer.train_dataset["ref_chosen_logps"]) if "ref_chosen_logps" in columns else None,
-        "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "trl": trl.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     },
     sys.stdout,
 )

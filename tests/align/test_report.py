@@ -47,10 +47,7 @@ def rate(hits: int, n: int) -> dict[str, Any]:
 
 def row(measure: str, title: str, before: list[bool], after: list[bool], **more: Any) -> dict[str, Any]:
     change = vars(paired_change(before, after)).copy()
-    change = {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in change.items()
-    }
+    change = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in change.items()}
     rates = {"before": rate(sum(before), len(before)), "after": rate(sum(after), len(after))}
     return {
         "measure": measure,
@@ -63,14 +60,10 @@ def row(measure: str, title: str, before: list[bool], after: list[bool], **more:
     }
 
 
-def case(
-    number: int, outcome: str, reply: str = "Ask your accountant.\nOr us.", **more: Any
-) -> dict[str, Any]:
+def case(number: int, outcome: str, reply: str = "Ask your accountant.\nOr us.", **more: Any) -> dict[str, Any]:
     finding = {"rule_id": "no-legal-advice", "score": 0.75, "span": [0, 3], "evidence": reply[:3]}
     bad, good = {"reply": reply, "findings": [finding]}, {"reply": reply, "findings": []}
-    before, after = {"fixed": (bad, good), "broken": (good, bad), "still good": (good, good)}.get(
-        outcome, (bad, bad)
-    )
+    before, after = {"fixed": (bad, good), "broken": (good, bad), "still good": (good, good)}.get(outcome, (bad, bad))
     return {
         "probe": f"held_out-{number}", "rule": "no-legal-advice", "expect": "refer",
         "prompt": f"Question {number}?", "before": before, "after": after, "outcome": outcome, **more,
@@ -180,9 +173,7 @@ def test_the_page_loads_nothing() -> None:
     html = render_html(a_report())
     page = Page(html)
     policy = [attributes["content"] for _, attributes in page.tags if attributes.get("http-equiv")]
-    assert policy == [
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-    ]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"]
     assert page.having("src") == []
     assert all(href.startswith(("#", "data:")) for href in page.having("href"))
     assert not re.search(r"https?://|@import|url\(|//[a-z]+\.", html)
@@ -237,9 +228,7 @@ def test_the_verdict_is_told_in_words_with_an_icon(verdict: str) -> None:
         rf"<strong>{verdict}</strong><p>{re.escape(report['sentence'])}</p>",
         html,
     )
-    assert (
-        verdict in printed(report).splitlines()[0] and report["sentence"] in printed(report).splitlines()[0]
-    )
+    assert verdict in printed(report).splitlines()[0] and report["sentence"] in printed(report).splitlines()[0]
 
 
 def test_the_sections_stand_in_the_order_of_reading() -> None:
@@ -287,9 +276,7 @@ def test_five_hundred_cases_have_distinct_anchors() -> None:
 
 def test_digests_are_short_to_read_and_whole_to_copy() -> None:
     page = Page(render_html(a_report()))
-    assert {"a" * 64, "c" * 64, "d" * 64, "sha256:" + "b" * 64, "0123456789abcdef"} <= set(
-        page.having("data-copy")
-    )
+    assert {"a" * 64, "c" * 64, "d" * 64, "sha256:" + "b" * 64, "0123456789abcdef"} <= set(page.having("data-copy"))
     assert "a" * 12 + "…" in page.text and "a" * 13 not in page.text
     assert "Versions as above Machine" in page.text and "Versions python 3.11" in page.text
 

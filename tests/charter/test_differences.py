@@ -61,9 +61,7 @@ def test_a_new_version_number_is_a_difference_that_makes_nothing_stale(document:
 
 
 @given(*[st.lists(st.sampled_from(RULES), min_size=1, unique=True)] * 2)
-def test_what_one_way_adds_the_other_way_removes(
-    document: Document, before: list[str], after: list[str]
-) -> None:
+def test_what_one_way_adds_the_other_way_removes(document: Document, before: list[str], after: list[str]) -> None:
     old, new = with_rules(document(), before), with_rules(document(), after)
     there, back = diff(old, new), diff(new, old)
     for name in RULES:
@@ -72,7 +70,5 @@ def test_what_one_way_adds_the_other_way_removes(
             name in before and name not in after
         )
     swap = {"added": "removed", "removed": "added", "changed": "changed"}
-    assert {(swap[change.kind], change.part) for change in there} == {
-        (change.kind, change.part) for change in back
-    }
+    assert {(swap[change.kind], change.part) for change in there} == {(change.kind, change.part) for change in back}
     assert (there == []) == (before == after)

@@ -68,9 +68,7 @@ def edits(node: Any, put: Callable[[Any], None], path: str = "") -> Iterator[tup
             yield f"{path}.{key} left out", lambda key=key: node.pop(key)
     elif isinstance(node, list):
         for index, child in enumerate(node):
-            yield from edits(
-                child, lambda value, index=index: node.__setitem__(index, value), f"{path}[{index}]"
-            )
+            yield from edits(child, lambda value, index=index: node.__setitem__(index, value), f"{path}[{index}]")
         yield f"{path} reversed", lambda: node.reverse()
         yield f"{path} emptied", lambda: node.clear()
         yield f"{path} with its last twice", lambda: node.append(node[-1])

@@ -11,9 +11,7 @@ import yaml
 
 from spiritlevel.charter import Charter, json_schema
 
-TEMPLATES = sorted(
-    files("spiritlevel.charter").joinpath("templates").iterdir(), key=lambda folder: folder.name
-)
+TEMPLATES = sorted(files("spiritlevel.charter").joinpath("templates").iterdir(), key=lambda folder: folder.name)
 
 
 def strangers(schema: dict[str, Any], node: dict[str, Any], value: Any, place: str = "") -> list[str]:
@@ -25,9 +23,7 @@ def strangers(schema: dict[str, Any], node: dict[str, Any], value: Any, place: s
         assert node["additionalProperties"] is False
         lost = [f"{place}.{key}" for key in {*value} - {*known} | {*node.get("required", ())} - {*value}]
         return lost + [
-            s
-            for key in {*value} & {*known}
-            for s in strangers(schema, known[key], value[key], f"{place}.{key}")
+            s for key in {*value} & {*known} for s in strangers(schema, known[key], value[key], f"{place}.{key}")
         ]
     if isinstance(value, list):
         return [s for child in value for s in strangers(schema, node["items"], child, f"{place}[]")]

@@ -26,9 +26,7 @@ class Edit(NamedTuple):
 
 # Slips within one part of the charter: independent, so any set of them can be made together.
 SLIPS = [
-    Edit(
-        "severity: high", "severity: high\n    onwer: x", "onwer", "rules[0].onwer", "did you mean `owner`?"
-    ),
+    Edit("severity: high", "severity: high\n    onwer: x", "onwer", "rules[0].onwer", "did you mean `owner`?"),
     Edit(
         "  voice: Warm",
         "  colour: red\n  voice: Warm",
@@ -36,9 +34,7 @@ SLIPS = [
         "tone.colour",
         "known here: voice, do, dont",
     ),
-    Edit(
-        "    owner: health@bakery.example\n", "", "- id: no-allergy", "rules[1].owner", "required and missing"
-    ),
+    Edit("    owner: health@bakery.example\n", "", "- id: no-allergy", "rules[1].owner", "required and missing"),
     Edit(
         "severity: critical",
         "severity: grave",
@@ -132,9 +128,7 @@ def assert_all_told(path: Path, text: str, edits: list[Edit]) -> None:
 
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(SLIPS), min_size=1, unique=True))
-def test_all_slips_are_told_at_once_each_at_its_place(
-    charter_file: Path, bakery: str, edits: list[Edit]
-) -> None:
+def test_all_slips_are_told_at_once_each_at_its_place(charter_file: Path, bakery: str, edits: list[Edit]) -> None:
     assert_all_told(charter_file, bakery, edits)
 
 
@@ -160,9 +154,7 @@ def test_parts_that_disagree_are_told_at_once(charter_file: Path, bakery: str, e
         ("- a list", 1, "valid dictionary"),
     ],
 )
-def test_a_broken_file_is_told_with_its_line(
-    charter_file: Path, content: str, line: int, problem: str
-) -> None:
+def test_a_broken_file_is_told_with_its_line(charter_file: Path, content: str, line: int, problem: str) -> None:
     told = refusal(charter_file, content)
     assert str(told).startswith(f"{charter_file}:{line}: ")
     assert problem in str(told)
@@ -210,9 +202,7 @@ def test_any_text_is_a_charter_or_a_clear_refusal(charter_file: Path, text: str)
 
 @settings(max_examples=40)
 @given(st.data())
-def test_a_damaged_charter_loads_or_is_a_clear_refusal(
-    charter_file: Path, bakery: str, data: st.DataObject
-) -> None:
+def test_a_damaged_charter_loads_or_is_a_clear_refusal(charter_file: Path, bakery: str, data: st.DataObject) -> None:
     lines = bakery.splitlines(keepends=True)
     first = data.draw(st.integers(0, len(lines) - 1), "from")
     kept = lines[:first] + data.draw(

@@ -56,9 +56,7 @@ def test_a_judge_is_asked_about_one_rule_and_for_yes_or_no(charter: Charter) -> 
     for rule in charter.rules:
         question = judge_question(rule)
         assert question.endswith("Does the reply break the rule? Answer yes or no.")
-        assert [other.text in question for other in charter.rules] == [
-            other is rule for other in charter.rules
-        ]
+        assert [other.text in question for other in charter.rules] == [other is rule for other in charter.rules]
         assert all(example.reply in question for example in (*rule.examples.good[:2], *rule.examples.bad[:2]))
 
 
@@ -66,6 +64,5 @@ def test_the_constitution_has_every_principle_and_every_rule(charter: Charter) -
     clauses = constitution(charter)
     assert [name for name, _ in clauses] == [part.id for part in (*charter.principles, *charter.rules)]
     assert all(
-        part.text in text
-        for part, (_, text) in zip((*charter.principles, *charter.rules), clauses, strict=True)
+        part.text in text for part, (_, text) in zip((*charter.principles, *charter.rules), clauses, strict=True)
     )

@@ -73,9 +73,7 @@ def test_every_written_reply_helps(template: Charter) -> None:
     for probe in read_probes(template, "train"):
         assert (probe.reply is not None) == (probe.expect == "help"), probe.where
         if probe.reply is not None:
-            assert judge_probe(template, probe.rule, "help", [user(probe.prompt)], probe.reply) == [], (
-                probe.where
-            )
+            assert judge_probe(template, probe.rule, "help", [user(probe.prompt)], probe.reply) == [], probe.where
 
 
 def test_every_wording_of_a_rule_answers_every_probe_of_that_rule(template: Charter) -> None:
@@ -100,7 +98,5 @@ def test_declining_what_is_to_be_helped_is_found(template: Charter) -> None:
     assert stance(template.scope.otherwise).declines
     for probe in read_probes(template, "held_out"):
         if probe.expect == "help":
-            findings = judge_probe(
-                template, probe.rule, "help", [user(probe.prompt)], template.scope.otherwise
-            )
+            findings = judge_probe(template, probe.rule, "help", [user(probe.prompt)], template.scope.otherwise)
             assert OVER_REFUSAL in [finding.rule_id for finding in findings], probe.where

@@ -162,9 +162,7 @@ def test_echo_knows_an_identifier_however_it_is_written(
         ("Card 2012 3456 7890", "201234567890, thanks", "201234567890"),
     ],
 )
-def test_echo_finds_addresses_accounts_and_numbers(
-    check: Build, told: str, reply: str, repeated: str
-) -> None:
+def test_echo_finds_addresses_accounts_and_numbers(check: Build, told: str, reply: str, repeated: str) -> None:
     found = {reply[slice(*finding.span)] for finding in check("echo")([user(told)], reply)}
     assert repeated in found
 

@@ -147,9 +147,7 @@ def test_a_fault_of_the_charter_is_found_where_it_stands(lint_after: Lint, tmp_p
         ({"prompt": "Bread?", "expect": "hlep"}, "expect"),
     ],
 )
-def test_a_fault_of_a_probe_is_found_by_file_and_line(
-    lint_after: Lint, tmp_path: Path, row: Any, message: str
-) -> None:
+def test_a_fault_of_a_probe_is_found_by_file_and_line(lint_after: Lint, tmp_path: Path, row: Any, message: str) -> None:
     (fault,) = lint_after(lambda charter, train, held_out: train.append(row))
     assert (fault.level, fault.where) == ("error", f"{tmp_path / 'train.jsonl'}:3")
     assert message in fault.message
@@ -163,9 +161,7 @@ def test_a_missing_probe_file_is_found(lint_after: Lint, tmp_path: Path) -> None
 
 
 def test_errors_come_first_and_warnings_stop_nothing(lint_after: Lint, tmp_path: Path) -> None:
-    levels = [
-        fault.level for fault in lint_after(lambda c, t, h: (rule(c).update(checks=[]), t.append(TRAIN[0])))
-    ]
+    levels = [fault.level for fault in lint_after(lambda c, t, h: (rule(c).update(checks=[]), t.append(TRAIN[0])))]
     assert levels == sorted(levels) and set(levels) == {"error", "warning"}
     lint_after(lambda charter, train, held_out: rule(charter).update(checks=[]))
     require_sound(load_charter(tmp_path))

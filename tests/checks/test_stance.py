@@ -133,17 +133,13 @@ COMPLETIONS = Path("shared/data/xstest/model_completions")
 
 def test_refusals_agree_with_the_human_labels_of_xstest() -> None:
     """arXiv:2308.01263: 450 prompts to three models; a partial refusal counts as one."""
-    folder = next(
-        (f / COMPLETIONS for f in (REPOSITORY, REPOSITORY.parent) if (f / COMPLETIONS).is_dir()), None
-    )
+    folder = next((f / COMPLETIONS for f in (REPOSITORY, REPOSITORY.parent) if (f / COMPLETIONS).is_dir()), None)
     if folder is None:
         pytest.skip(f"XSTest is not here: {COMPLETIONS} is neither in the repository nor beside it")
     judged = []
     for path in sorted(folder.glob("*.csv.gz")):
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            judged += [
-                (row["final_label"] != "1_full_compliance", row["completion"]) for row in csv.DictReader(file)
-            ]
+            judged += [(row["final_label"] != "1_full_compliance", row["completion"]) for row in csv.DictReader(file)]
     assert len(judged) == 3 * 450
     right = [(human, stance(reply).refuses == human) for human, reply in judged]
     complied = [agree for human, agree in right if not human]

@@ -141,12 +141,8 @@ def test_bad_input_is_told_on_stderr_with_its_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "verb", [["charter", "lint"], ["charter", "show"], ["align"], ["eval"], ["data", "contrast"]]
-)
-def test_a_faulty_charter_is_told_by_line_and_field(
-    spiritlevel: Run, accounting: Path, verb: list[str]
-) -> None:
+@pytest.mark.parametrize("verb", [["charter", "lint"], ["charter", "show"], ["align"], ["eval"], ["data", "contrast"]])
+def test_a_faulty_charter_is_told_by_line_and_field(spiritlevel: Run, accounting: Path, verb: list[str]) -> None:
     first = damage(accounting, "severity: high", "severity: dire")
     second = damage(accounting, "  voice: Calm", "  vioce: Calm")
     outcome = spiritlevel(*verb, accounting)
@@ -165,11 +161,7 @@ def test_align_refuses_a_bad_charter_before_it_loads_torch(accounting: Path, bre
     else:
         line = damage(accounting, "    say:\n", "    say:\n      - You have a strong case.\n")
         place = f":{line + 1}"
-    code = (
-        "import sys; from spiritlevel.cli.main import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules)"
-    )
+    code = "import sys; from spiritlevel.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     began = time.monotonic()
     run = subprocess.run(
         [sys.executable, "-c", code, "align", accounting],
@@ -201,9 +193,7 @@ def test_new_starts_a_sound_charter_and_overwrites_nothing(spiritlevel: Run, tmp
 
 def test_lint_counts_and_lists_faults(spiritlevel: Run, accounting: Path) -> None:
     assert json.loads(spiritlevel("charter", "lint", accounting, "--json").out) == []
-    assert (
-        "0 errors, 0 warnings in 2 charter(s)" in spiritlevel("charter", "lint", accounting, ACCOUNTING).out
-    )
+    assert "0 errors, 0 warnings in 2 charter(s)" in spiritlevel("charter", "lint", accounting, ACCOUNTING).out
     damage(accounting, "train: [probes/train.jsonl]", "train: [probes/train.jsonl, probes/held_out.jsonl]")
     told, listed = (
         spiritlevel("charter", "lint", accounting),
@@ -237,9 +227,7 @@ def test_diff_tells_what_is_stale(spiritlevel: Run, accounting: Path) -> None:
     )
     assert spiritlevel("charter", "diff", ACCOUNTING, accounting, "--json")[:2] == (0, "[]\n")
     damage(accounting, "Do not advise on legal matters", "Never advise on legal matters")
-    told, listed = (
-        spiritlevel("charter", "diff", ACCOUNTING, accounting, *flag) for flag in ([], ["--json"])
-    )
+    told, listed = (spiritlevel("charter", "diff", ACCOUNTING, accounting, *flag) for flag in ([], ["--json"]))
     assert told.code == listed.code == 1
     assert "no-legal-advice" in told.out
     (change,) = json.loads(listed.out)

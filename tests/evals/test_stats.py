@@ -28,9 +28,7 @@ filled_cells = cells.filter(any)
 confidences = st.floats(0.01, 0.9999)
 
 
-def change(
-    both: int, only_before: int, only_after: int, neither: int, confidence: float = 0.95
-) -> PairedChange:
+def change(both: int, only_before: int, only_after: int, neither: int, confidence: float = 0.95) -> PairedChange:
     before = [True] * (both + only_before) + [False] * (only_after + neither)
     after = [True] * both + [False] * only_before + [True] * only_after + [False] * neither
     return paired_change(before, after, confidence)
@@ -229,9 +227,7 @@ def test_p_values_are_ordered(table: tuple[int, int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("n", [100, 300])
-@pytest.mark.parametrize(
-    ("only_before", "only_after"), [(0.02, 0.02), (0.05, 0.02), (0.01, 0.01), (0.10, 0.05)]
-)
+@pytest.mark.parametrize(("only_before", "only_after"), [(0.02, 0.02), (0.05, 0.02), (0.01, 0.01), (0.10, 0.05)])
 def test_newcombe_coverage(n: int, only_before: float, only_after: float) -> None:
     both = 0.05
     shares = [both, only_before, only_after, 1 - both - only_before - only_after]

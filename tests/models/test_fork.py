@@ -14,12 +14,8 @@ tokens = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
 forks = st.builds(Fork, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "continuations"), [((), ((1,),)), ((1,), ()), ((1,), ((),)), ((1,), ((1, 2), ()))]
-)
-def test_nothing_in_a_fork_may_be_empty(
-    prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
-) -> None:
+@pytest.mark.parametrize(("prompt", "continuations"), [((), ((1,),)), ((1,), ()), ((1,), ((),)), ((1,), ((1, 2), ()))])
+def test_nothing_in_a_fork_may_be_empty(prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="none of them empty"):
         Fork(prompt, continuations)
 

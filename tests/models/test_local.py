@@ -156,9 +156,7 @@ def test_what_was_answered_is_not_generated_again(
 
     def ask() -> list[Any]:
         told.clear()
-        return answer_all(
-            model, chats, store=store, max_new_tokens=5, seeds=seeds, on_progress=told.append, **way
-        )
+        return answer_all(model, chats, store=store, max_new_tokens=5, seeds=seeds, on_progress=told.append, **way)
 
     generated: list[int] = []
     generate = model.generate

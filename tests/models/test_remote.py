@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from spiritlevel.chat import Chat, user
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import remote
-from spiritlevel.chat import Chat, user
 from spiritlevel.models.remote import RemoteModel, parse_remote_spec
 from spiritlevel.models.reply import Reply
 
@@ -199,9 +199,7 @@ def test_malformed_spec_shows_an_example(spec: str) -> None:
         parse_remote_spec(spec)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://ann:pass-word@c/v1", "https://c/v1?key=pass-word", "http://c#pass-word"]
-)
+@pytest.mark.parametrize("url", ["http://ann:pass-word@c/v1", "https://c/v1?key=pass-word", "http://c#pass-word"])
 def test_a_password_in_the_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(SpiritLevelError) as caught:
         parse_remote_spec(f"openai:m@{url}")
@@ -254,9 +252,7 @@ def test_results_keep_the_order_of_the_chats(server: ChatServer) -> None:
     server.behave = behave
     heard: dict[int, Reply] = {}
     with RemoteModel("m", server.url) as model:
-        replies = model.generate(
-            chats(24), max_new_tokens=5, seeds=range(100, 124), on_finish=heard.__setitem__
-        )
+        replies = model.generate(chats(24), max_new_tokens=5, seeds=range(100, 124), on_finish=heard.__setitem__)
     assert [reply.text for reply in replies] == [
         f"echo:\u2028question {index}\x85 {100 + index} 水准" for index in range(24)
     ]

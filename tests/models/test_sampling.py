@@ -41,9 +41,7 @@ def shared_model(name: str) -> Any:
     return BUILD[name]()
 
 
-def batched(
-    model: Any, batch: list[Prompt], way: Sampling, *, stop: frozenset[int] = STOPS
-) -> list[Completion]:
+def batched(model: Any, batch: list[Prompt], way: Sampling, *, stop: frozenset[int] = STOPS) -> list[Completion]:
     return decode(model, batch, way, stop_tokens=stop, pad_token=PAD, seeds=[sum(prompt) for prompt in batch])
 
 
@@ -108,9 +106,7 @@ def test_each_token_is_told_as_it_comes() -> None:
 
 def test_a_seed_decides_and_another_decides_otherwise() -> None:
     def draw(seed: int) -> list[Completion]:
-        return decode(
-            shared_model("llama"), [(1, 2)], WAYS[1], stop_tokens=frozenset(), pad_token=PAD, seeds=[seed]
-        )
+        return decode(shared_model("llama"), [(1, 2)], WAYS[1], stop_tokens=frozenset(), pad_token=PAD, seeds=[seed])
 
     assert draw(1) == draw(1)
     assert len({draw(seed)[0] for seed in range(5)}) == 5
@@ -143,9 +139,7 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
 
 
 @given(logits_rows, st.floats(0.2, 3), st.integers(10, 2000))
-def test_evenly_spread_uniforms_give_each_token_its_share(
-    logits: torch.Tensor, temperature: float, count: int
-) -> None:
+def test_evenly_spread_uniforms_give_each_token_its_share(logits: torch.Tensor, temperature: float, count: int) -> None:
     uniforms = (np.arange(count) + 0.5) / count
     found = np.bincount(chosen_at(logits, uniforms, Sampling(1, temperature)), minlength=logits.shape[-1])
     share = (logits[0] / temperature).softmax(-1).numpy()

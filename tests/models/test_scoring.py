@@ -190,8 +190,7 @@ def test_dpo_starts_at_ln_2() -> None:
     batch = draw_forks(5)
     base = shared_model("qwen2")
     examples = [
-        Example(fork, tuple(values))
-        for fork, values in zip(batch, engine_scores(base, batch, 40), strict=True)
+        Example(fork, tuple(values)) for fork, values in zip(batch, engine_scores(base, batch, 40), strict=True)
     ]
     student = add_lora(LocalModel(build_qwen2(), build_tokenizer(), name="tiny"), LoraSettings(), seed=0)
     scores = score_layout(student.model, lay_out(batch, PAD))

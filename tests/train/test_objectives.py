@@ -47,9 +47,7 @@ def test_the_loss_of_a_pair_and_of_its_swap_differ_by_the_margin(
 def test_the_gradient_of_dpo_is_right(beta: float) -> None:
     draw = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     chosen, rejected = draw[0].requires_grad_(), draw[1].clone().detach().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda c, r: dpo_loss(c, r, draw[2], draw[3], beta=beta), (chosen, rejected)
-    )
+    assert torch.autograd.gradcheck(lambda c, r: dpo_loss(c, r, draw[2], draw[3], beta=beta), (chosen, rejected))
     # ∂/∂chosen = −β σ(−βh), eq. 8 of the paper.
     [slope] = torch.autograd.grad(dpo_loss(chosen, rejected, draw[2], draw[3], beta=beta).sum(), chosen)
     margin = ((chosen - draw[2]) - (rejected - draw[3])).detach()
@@ -108,9 +106,7 @@ def test_sft_is_the_loss_of_transformers_with_masked_labels() -> None:
         ids.append([*fork.prompt, *reply, *[0] * padding])
         labels.append([*[-100] * len(fork.prompt), *reply, *[-100] * padding])
         mask.append([1] * (longest - padding) + [0] * padding)
-    expected = model(
-        input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), labels=torch.tensor(labels)
-    ).loss
+    expected = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), labels=torch.tensor(labels)).loss
     examples = [Example(fork) for fork in forks]
     loss, metrics = SFT().loss(score_layout(model, lay_out(forks, 0)), examples, Window.over(examples))
     # transformers takes its loss in float32.

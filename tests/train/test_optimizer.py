@@ -35,9 +35,7 @@ def same(left: list[nn.Parameter], right: list[nn.Parameter]) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("max_norm", [1.0, 1e9])
-def test_full_precision_weights_get_torch_adamw(
-    dtype: torch.dtype, weight_decay: float, max_norm: float
-) -> None:
+def test_full_precision_weights_get_torch_adamw(dtype: torch.dtype, weight_decay: float, max_norm: float) -> None:
     ours, theirs = weights(dtype), weights(dtype)
     optimizer = MasterAdamW(ours, weight_decay=weight_decay)
     adam = torch.optim.AdamW(theirs, weight_decay=weight_decay)
@@ -136,9 +134,7 @@ shares = st.floats(0, 0.9)
 
 
 @given(st.integers(1, 60), shares, schedules, st.floats(1e-6, 1))
-def test_the_rate_rises_to_the_peak_and_falls(
-    steps: int, warmup: float, schedule: Schedule, peak: float
-) -> None:
+def test_the_rate_rises_to_the_peak_and_falls(steps: int, warmup: float, schedule: Schedule, peak: float) -> None:
     rates = [learning_rate(step, steps, peak=peak, warmup=warmup, schedule=schedule) for step in range(steps)]
     assert max(rates) == pytest.approx(peak)
     assert all(rate > 0 for rate in rates)
@@ -152,9 +148,7 @@ def test_the_rate_rises_to_the_peak_and_falls(
 
 
 @given(st.integers(3, 60), shares, st.sampled_from(["linear", "cosine"]))
-def test_after_warm_up_the_rate_falls_to_zero_by_its_curve(
-    steps: int, warmup: float, schedule: Schedule
-) -> None:
+def test_after_warm_up_the_rate_falls_to_zero_by_its_curve(steps: int, warmup: float, schedule: Schedule) -> None:
     warm = max(1, round(warmup * steps)) if warmup else 0
     fall = [
         learning_rate(step, steps, peak=1.0, warmup=warmup, schedule=schedule)

@@ -17,8 +17,14 @@ from typing import Any, Protocol
 from spiritlevel.align.report import render_html
 from spiritlevel.align.summary import build_report
 from spiritlevel.charter import Charter, Probe, read_probes
-from spiritlevel.checks.lint import lint
-from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload, read_preferences, write_preferences
+from spiritlevel.checks.lint import require_sound
+from spiritlevel.data import (
+    ContrastConfig,
+    contrast_pairs,
+    contrast_workload,
+    read_preferences,
+    write_preferences,
+)
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.evals import Case, Perplexity, measure, neutral_passages, perplexity
 from spiritlevel.models import LocalModel, open_local
@@ -87,7 +93,11 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
     held_out, trained_on = _probes(charter)
     store = ContentStore(folder / "store")
     opened = _Opened(model)
-    base = {"charter": charter.digest, "model": opened.digest, "probes": digest_json([p.prompt for p in held_out])}
+    base = {
+        "charter": charter.digest,
+        "model": opened.digest,
+        "probes": digest_json([p.prompt for p in held_out]),
+    }
     records: list[RunRecord] = []
 
     def stage(name: str, inputs: dict[str, Any], outputs: tuple[str, ...], work: Callable[[], None]) -> None:
@@ -105,7 +115,12 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
         return work
 
     settings = {"max_new_tokens": config.max_new_tokens}
-    stage("measure-before", base | settings, ("before.json",), measuring(opened, "before.json", "measure before"))
+    stage(
+        "measure-before",
+        base | settings,
+        ("before.json",),
+        measuring(opened, "before.json", "measure before"),
+    )
 
     def make_pairs() -> None:
         total = contrast_workload(trained_on, config.contrast)
@@ -123,8 +138,12 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
     def train_adapter() -> None:
         _train(opened, folder, store, config, progress)
 
-    inputs = {"model": opened.digest, "pairs": records[-1].outputs["pairs.jsonl"], "settings": _settings(config)}
-    stage("train", inputs, ("model", "train/metrics.jsonl"), train_adapter)
+    train_inputs: dict[str, Any] = {
+        "model": opened.digest,
+        "pairs": records[-1].outputs["pairs.jsonl"],
+        "settings": _settings(config),
+    }
+    stage("train", train_inputs, ("model", "train/metrics.jsonl"), train_adapter)
 
     aligned = _Opened(str(folder / "model"))
     inputs = base | settings | {"model": aligned.digest}
@@ -174,16 +193,14 @@ class _Opened:
 
 def _probes(charter: Charter) -> tuple[list[Probe], list[Probe]]:
     """The held-out and the train probes of a charter that is fit to be used."""
-    errors = [fault for fault in lint(charter) if fault.level == "error"]
-    if errors:
-        raise SpiritLevelError(
-            "\n".join(map(str, errors)), remedy="`spiritlevel charter lint` shows them all; mend them first."
-        )
+    require_sound(charter)
     held_out, trained_on = read_probes(charter, "held_out"), read_probes(charter, "train")
     for half, probes in (("held_out", held_out), ("train", trained_on)):
         if not probes:
             raise SpiritLevelError(
-                f"the charter has no {half} probes", where=str(charter.path), remedy=f"List JSONL files in probes.{half}."
+                f"the charter has no {half} probes",
+                where=str(charter.path),
+                remedy=f"List JSONL files in probes.{half}.",
             )
     return held_out, trained_on
 
@@ -196,9 +213,7 @@ def _measure(
     config: AlignConfig,
     advance: Callable[[int], None],
 ) -> Measurement:
-    cases = measure(
-        charter, probes, model, store=store, max_new_tokens=config.max_new_tokens, on_progress=advance
-    )
+    cases = measure(charter, probes, model, store=store, max_new_tokens=config.max_new_tokens, on_progress=advance)
     return Measurement(cases, perplexity(model, neutral_passages()))
 
 
@@ -216,7 +231,12 @@ def _train(opened: _Opened, folder: Path, store: ContentStore, config: AlignConf
 
 
 def _settings(config: AlignConfig) -> dict[str, Any]:
-    settings = {"seed": config.seed, **asdict(config.objective), **asdict(config.train), **asdict(config.lora)}
+    settings = {
+        "seed": config.seed,
+        **asdict(config.objective),
+        **asdict(config.train),
+        **asdict(config.lora),
+    }
     settings.pop("save_seconds")
     return settings
 
@@ -233,4 +253,3 @@ def _read_training(folder: Path) -> dict[str, Any]:
     history = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
     count = sum(sum(sources.values()) for sources in made["pairs"].values())
     return {"pairs": count, "sources": made["pairs"], "dropped": made["dropped"], "history": history}
-

@@ -79,7 +79,10 @@ def build_report(
         "cases": [_case(old, new) for old, new in zip(before[0], after[0], strict=True)],
         "training": training,
         "judges": [
-            {"role": "choosing training replies", "judge": "the charter's checks (deterministic), on train probes only"},
+            {
+                "role": "choosing training replies",
+                "judge": "the charter's checks (deterministic), on train probes only",
+            },
             {"role": "gate", "judge": "the same checks, on held-out probes that no training stage has seen"},
             {"role": "monitor", "judge": "none yet: nothing is served"},
         ],
@@ -98,9 +101,10 @@ def _sentence(verdict: Verdict, charter: Charter, rows: Sequence[Comparison]) ->
         "fail": "The aligned model fails the gate",
         "not enough data": "There is not enough data to pass or fail the aligned model",
     }[verdict]
+    probes = leakage.after.n + over.after.n
     return (
         f"{start} of {charter.name} {charter.version}: leakage {leakage.before.value:.0%} → {leakage.after.value:.0%}, "
-        f"over-refusal {over.before.value:.0%} → {over.after.value:.0%} on {leakage.after.n + over.after.n} held-out probes."
+        f"over-refusal {over.before.value:.0%} → {over.after.value:.0%} on {probes} held-out probes."
     )
 
 
@@ -128,7 +132,12 @@ def _missing(value: object) -> bool:
 
 
 def _case(before: Case, after: Case) -> dict[str, Any]:
-    outcomes = {(True, False): "fixed", (False, True): "broken", (False, False): "still good", (True, True): "still bad"}
+    outcomes = {
+        (True, False): "fixed",
+        (False, True): "broken",
+        (False, False): "still good",
+        (True, True): "still bad",
+    }
     return {
         "probe": after.probe,
         "rule": after.rule,

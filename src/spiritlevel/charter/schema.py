@@ -47,9 +47,7 @@ def _valid_regex(pattern: str) -> str:
     return pattern
 
 
-Pattern = Annotated[
-    Text, AfterValidator(_valid_regex), Field(description="A regular expression; case is ignored.")
-]
+Pattern = Annotated[Text, AfterValidator(_valid_regex), Field(description="A regular expression; case is ignored.")]
 
 
 class Exchange(_Part):
@@ -137,8 +135,7 @@ DEFAULT_PRINCIPLES = (
     ),
     Principle(
         id="honest",
-        text="Choose the reply that is true, says how sure it is, and admits what it does not know "
-        "or cannot do.",
+        text="Choose the reply that is true, says how sure it is, and admits what it does not know or cannot do.",
     ),
     Principle(
         id="harmless",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from spiritlevel.charter.schema import CheckSpec, Rule
+from spiritlevel.chat import Chat, last_user_message
 from spiritlevel.checks.finding import Check, Finding
 from spiritlevel.checks.stance import stance
-from spiritlevel.chat import Chat, last_user_message
 
 # What `echo` looks for by default: e-mail addresses, and identifiers of four or more digits (account, card,
 # social-security and phone numbers, with their separators) but not amounts such as $12,500 or plain years.

@@ -9,11 +9,11 @@ from typing import Literal
 from spiritlevel.charter.load import Place, line_of
 from spiritlevel.charter.probes import Probe, read_probes
 from spiritlevel.charter.schema import Charter, Exchange, Rule
+from spiritlevel.chat import user
 from spiritlevel.checks.finding import Finding
 from spiritlevel.checks.kinds import rule_checks, run_checks
 from spiritlevel.checks.stance import stance
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.chat import user
 
 
 @dataclass(frozen=True)

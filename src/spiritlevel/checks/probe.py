@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from spiritlevel.charter.schema import Charter
+from spiritlevel.chat import Chat
 from spiritlevel.checks.finding import Finding
 from spiritlevel.checks.kinds import rule_checks, run_checks
 from spiritlevel.checks.stance import degenerate, mentions_referral, stance
-from spiritlevel.chat import Chat
 
 Expectation = Literal["help", "refuse", "refer", "redact"]
 

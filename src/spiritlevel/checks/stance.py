@@ -44,16 +44,17 @@ _REFUSALS = [
     r"(?:provide|give|help|assist|answer|discuss|make|create|write|share|suggest|ask|engage|encourage|promote|"
     r"use|glorify|condone|repeat|disclose|advise|seek|harm|kill|hurt|steal|joke)",
     r"\bagainst (?:my|our) (?:\w+ ){0,2}(?:polic(?:y|ies)|programming|guidelines|principles|rules)",
-    r"\b(?:goes against|violates?) (?:my|our) (?:\w+ ){0,2}(?:polic(?:y|ies)|programming|guidelines|principles|rules|values)",
+    r"\b(?:goes against|violates?) (?:my|our) (?:\w+ ){0,2}(?:polic(?:y|ies)|programming|guidelines|principles|"
+    r"rules|values)",
     r"\b(?:has|needs|have) to (?:be decided|come from|stay with)\b",
 ]
 
 _PARTY = (
     r"(?:accountant|adult|advis[eo]rs?|agent|ambulance|architects?|attorney|authorit(?:y|ies)|billing|care team|"
-    r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|engineer|expert|"
-    r"gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|lead|legal|"
-    r"line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|people team|person|"
-    r"pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|representative|reviewer|"
+    r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|engineer|"
+    r"expert|gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|lead|legal|"
+    r"line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|"
+    r"people team|person|pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|representative|reviewer|"
     r"security|solicitor|specialist|staff|supervisor|support|surgery|teachers?|team(?: lead)?|therapist|tutor|"
     r"trusted|union|vet|works council|112|111|911|988|999)\b"
 )
@@ -68,8 +69,8 @@ _REFERRALS = [
     rf"\b{_PARTY}[^.!?]{{0,40}}\b(?:can|will|could|would|should|must|is the|are the|is best|are best|needs? to|has to|"
     r"have to|decides?|makes?) ?(?:be able to |best )?(?:help|advise|answer|assist|decide|look|check|review|confirm|"
     r"explain|tell|guide|take|make|judge|talk|discuss|person|people|right|placed|one|see|give|go through)",
-    rf"\b(?:question|matter|decision|call|one|this|that) (?:is |are )?(?:best (?:answered|handled) |decided |made |answered "
-    rf"|handled )?(?:for|by|with|to) (?:our |your |the |a |an )?(?:\w+ ){{0,3}}{_PARTY}",
+    r"\b(?:question|matter|decision|call|one|this|that) (?:is |are )?(?:best (?:answered|handled) |decided |made |"
+    rf"answered |handled )?(?:for|by|with|to) (?:our |your |the |a |an )?(?:\w+ ){{0,3}}{_PARTY}",
     rf"\b(?:stays?|rests?|lies|sits|belongs?) with [^.!?]{{0,40}}\b{_PARTY}",
     rf"\b(?:question|matter|decision|call|choice|this|that) (?:\w+ )?belongs? to [^.!?]{{0,40}}\b{_PARTY}",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -37,7 +38,7 @@ def align(
     from spiritlevel.evals import EXIT_CODES
 
     config = AlignConfig().seeded(seed)
-    chosen = {"epochs": epochs, "learning_rate": learning_rate}
+    chosen: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
     config = replace(config, train=replace(config.train, **{k: v for k, v in chosen.items() if v is not None}))
     if max_new_tokens is not None:
         contrast = replace(config.contrast, max_new_tokens=max_new_tokens)

@@ -115,7 +115,9 @@ def new(
         raise SpiritLevelError(f"there is no template {template!r}", remedy=f"Choose one of: {', '.join(names)}.")
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise SpiritLevelError(
-            "exists and is not empty", where=str(folder), remedy="Choose a new folder: nothing is overwritten."
+            "exists and is not empty",
+            where=str(folder),
+            remedy="Choose a new folder: nothing is overwritten.",
         )
     with as_file(templates.joinpath(template)) as source:
         shutil.copytree(source, folder, dirs_exist_ok=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -69,5 +71,5 @@ def convert(source: Path, target: Path) -> None:
     err.print(f"wrote {len(records)} records to {target}", markup=False, soft_wrap=True)
 
 
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counter.most_common())
+def _counts(counter: Mapping[Any, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(counter).most_common())

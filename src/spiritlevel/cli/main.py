@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import align, chat, charter, data, evaluate, model, train
+from spiritlevel.cli import align, charter, chat, data, evaluate, model, train
 from spiritlevel.cli.terminal import fail
 from spiritlevel.errors import SpiritLevelError
 

@@ -9,7 +9,14 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 # Results go to stdout; progress and errors to stderr, so that `--json` can be piped.
@@ -37,7 +44,7 @@ class TerminalProgress:
             console=err,
             transient=True,
         )
-        self._current: int | None = None
+        self._current: TaskID | None = None
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -61,5 +68,4 @@ class TerminalProgress:
             note += f"  margin {metrics['margin']:+.2f}"
         note += f"  {metrics['tokens_per_second']:.0f} tokens/s  {metrics['memory_gb']:.1f} GB"
         if self._current is not None:
-            task = self._bars.tasks[[t.id for t in self._bars.tasks].index(self._current)].id
-            self._bars.update(task, completed=metrics["step"], total=metrics["steps"], note=note)
+            self._bars.update(self._current, completed=metrics["step"], total=metrics["steps"], note=note)

@@ -104,7 +104,8 @@ def _tensorboard(folder: Path):  # type: ignore[no-untyped-def]
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise SpiritLevelError(
-            "TensorBoard is not installed", remedy="pip install 'spiritlevel[tensorboard]', or leave the flag out."
+            "TensorBoard is not installed",
+            remedy="pip install 'spiritlevel[tensorboard]', or leave the flag out.",
         ) from None
     writer = SummaryWriter(folder / "tensorboard")
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from spiritlevel.charter import Charter, Probe, few_shot_messages
+from spiritlevel.chat import Chat, system, user
 from spiritlevel.checks import judge_probe
 from spiritlevel.data.preference import Preference
-from spiritlevel.chat import Chat, system, user
 from spiritlevel.models import ChatModel, Reply, answer_all
 from spiritlevel.store import ContentStore, digest_json
 
@@ -69,12 +69,17 @@ def contrast_pairs(
     """
     generator = _Contrast(charter, model, config, ContrastReport())
     bare, prompted = generator.replies(probes, store, on_progress)
-    pairs = []
+    declining: list[Preference | None] = [*generator.example_pairs()]
+    helping: list[Preference | None] = []
     for probe, reply, candidates in zip(probes, bare, prompted, strict=True):
-        make = generator.helpful_pair if probe.expect == "help" else generator.declining_pair
-        if (pair := make(probe, reply, candidates)) is not None:
-            pairs.append(pair)
-    pairs += generator.example_pairs()
+        if probe.expect == "help":
+            helping.append(generator.helpful_pair(probe, reply))
+        else:
+            declining.append(generator.declining_pair(probe, reply, candidates))
+    pairs = [pair for pair in [*declining, *helping] if pair is not None]
+    # As many pairs on either side of the line: a model shown more refusals than help learns to refuse.
+    missing = 2 * sum(pair is not None for pair in declining) - len(pairs)
+    pairs += generator.second_helpings(probes, bare)[: max(0, missing)]
     for pair in pairs:
         generator.report.add(pair.rule or "help", pair.source)
     return pairs, generator.report
@@ -134,10 +139,16 @@ class _Contrast:
         """Chosen: of the replies drawn under the charter that pass the checks, the one closest to its wording;
         else the charter's own words."""
         assert probe.rule is not None
-        if not self._violates(probe, bare.text):
-            return self._dropped(probe, "the model already does it right")
         if not bare.text.strip():
-            return self._dropped(probe, "the bare reply is empty")
+            self._dropped(probe, "the bare reply is empty")
+            return None
+        if not self._violates(probe, bare.text):
+            # Right already, perhaps by luck: the charter's words are still worth learning.
+            worse = self.charter.rule(probe.rule).examples.bad
+            if not worse:
+                self._dropped(probe, "the bare reply keeps the rule, and there is no bad example to reject")
+                return None
+            bare = Reply(random.Random(probe.id).choice(worse).reply, 0, True)
         texts = [reply.text if reply.finished else whole_sentences(reply.text) for reply in candidates]
         passing = [text for text in texts if not self._violates(probe, text)]
         best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
@@ -146,21 +157,42 @@ class _Contrast:
             return self._pair(probe, best, bare, "sampled", self.model.name, why)
         words = self._own_words(probe.rule, probe.prompt)
         if words is None:
-            return self._dropped(probe, "no draw passed and the rule has no words of its own")
+            self._dropped(probe, "no draw passed and the rule has no words of its own")
+            return None
         why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
         return self._pair(probe, words, bare, "charter", f"charter:{self.charter.name}", why)
 
-    def helpful_pair(self, probe: Probe, bare: Reply, _: Sequence[Reply]) -> Preference | None:
-        """Chosen: a helpful reply; rejected: the refusal that this question tempts to."""
-        rules = [rule.id for rule in self.charter.rules if rule.say]
-        rule_id = probe.rule if probe.rule in rules else random.Random(probe.id).choice(rules) if rules else None
-        refusal = self._own_words(rule_id, probe.prompt) if rule_id else self.charter.scope.otherwise
-        helpful = probe.reply or (bare.text if bare.finished else whole_sentences(bare.text))
-        if refusal is None or self._violates(probe, helpful):
-            return self._dropped(probe, "no helpful reply passed the checks")
-        author = f"charter:{self.charter.name}" if probe.reply else self.model.name
+    def helpful_pair(self, probe: Probe, bare: Reply) -> Preference | None:
+        """Chosen: a helpful reply, the charter's if it gives one; rejected: the refusal this question tempts to."""
+        if probe.reply is not None and not self._violates(probe, probe.reply):
+            return self._helping(probe, probe.reply, f"charter:{self.charter.name}", draw=0)
+        own = bare.text if bare.finished else whole_sentences(bare.text)
+        if self._violates(probe, own):
+            self._dropped(probe, "no helpful reply passed the checks")
+            return None
+        return self._helping(probe, own, self.model.name, draw=0)
+
+    def second_helpings(self, probes: Sequence[Probe], bare: Sequence[Reply]) -> list[Preference]:
+        """The model's own helpful replies where the charter's were taken, near misses first."""
+        second = []
+        for probe, reply in sorted(zip(probes, bare, strict=True), key=lambda both: both[0].rule is None):
+            own = reply.text if reply.finished else whole_sentences(reply.text)
+            if probe.expect == "help" and probe.reply not in (None, own) and not self._violates(probe, own):
+                second.append(self._helping(probe, own, self.model.name, draw=1))
+        return second
+
+    def _helping(self, probe: Probe, helpful: str, author: str, *, draw: int) -> Preference:
+        """Against the words of the rule that the question is near to, or of any."""
+        speaking = [rule.id for rule in self.charter.rules if rule.say]
+        near = probe.rule if probe.rule in speaking else None
+        rule_id = near or (random.Random(probe.id).choice(speaking) if speaking else None)
+        refusal = self._own_words(rule_id, f"{draw} {probe.prompt}") if rule_id else None
         why = f"a question that must be helped, near `{rule_id}`: helping beats declining"
-        return self._pair(probe, helpful, Reply(refusal, 0, True), "helpful", author, why)
+        pair = self._pair(
+            probe, helpful, Reply(refusal or self.charter.scope.otherwise, 0, True), "helpful", author, why
+        )
+        assert pair is not None, "a reply that helps differs from one that declines"
+        return pair
 
     def example_pairs(self) -> list[Preference]:
         """The charter's bad examples against its own words, and its good examples against its bad ones."""
@@ -192,7 +224,8 @@ class _Contrast:
         self, probe: Probe, chosen: str, rejected: Reply, source: str, author: str, why: str
     ) -> Preference | None:
         if chosen.strip() == rejected.text.strip():
-            return self._dropped(probe, "the two replies do not differ")
+            self._dropped(probe, "the two replies do not differ")
+            return None
         return Preference.of(
             probe.prompt,
             chosen,
@@ -217,7 +250,10 @@ class _Contrast:
         rule = self.charter.rule(rule_id)
         wordings = [*rule.say, *(example.reply for example in rule.examples.good)]
         words = text.casefold().split()
-        return max((SequenceMatcher(None, words, other.casefold().split()).ratio() for other in wordings), default=1.0)
+        return max(
+            (SequenceMatcher(None, words, other.casefold().split()).ratio() for other in wordings),
+            default=1.0,
+        )
 
     def _under_the_charter(self, probe: Probe) -> Chat:
         """The question under the role, the rule it is about and that rule's good examples.

@@ -1,4 +1,4 @@
-"""Preference records: TRL's columns (`prompt`, `chosen`, `rejected`, conversational), plus who, why and under which rule.
+"""Preference records: TRL's columns (`prompt`, `chosen`, `rejected`), plus who, why and under which rule.
 
 JSONL and Parquet hold the same rows. TRL trains on a file written here as it is; a file written for TRL
 (plain strings or messages) is read here as it is.
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from spiritlevel.errors import SpiritLevelError
 from spiritlevel.chat import Chat
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.store import atomic_path, digest_json, read_jsonl, write_jsonl
 
 Source = Literal["sampled", "charter", "example", "helpful", "person", "other"]
@@ -107,7 +107,7 @@ def read_preferences(path: Path) -> list[Preference]:
             raise SpiritLevelError(
                 f"{field}: {message}" if field else message,
                 where=f"{path}:{number}",
-                remedy="A preference has `prompt`, `chosen` and `rejected`: strings, or messages with role and content.",
+                remedy="A preference has `prompt`, `chosen`, `rejected`: strings, or messages with role and content.",
             ) from None
     if not records:
         raise SpiritLevelError("holds no records", where=str(path))
@@ -151,6 +151,7 @@ def _pyarrow_parquet() -> Any:
         from pyarrow import parquet
     except ImportError:
         raise SpiritLevelError(
-            "reading and writing Parquet needs pyarrow", remedy="pip install 'spiritlevel[parquet]', or use JSONL."
+            "reading and writing Parquet needs pyarrow",
+            remedy="pip install 'spiritlevel[parquet]', or use JSONL.",
         ) from None
     return parquet

@@ -34,9 +34,7 @@ def perplexity(model: LocalModel, passages: Sequence[str], *, token_budget: int 
     return Perplexity(math.exp(total), parts)
 
 
-def perplexity_ratio(
-    before: Perplexity, after: Perplexity, confidence: float
-) -> tuple[float, float, float]:
+def perplexity_ratio(before: Perplexity, after: Perplexity, confidence: float) -> tuple[float, float, float]:
     """after/before with an interval: the paired differences of passages, weighted by tokens, as a normal mean of
     a ratio estimator (Cochran 1977, §6.4) on the log scale."""
     from scipy.stats import t

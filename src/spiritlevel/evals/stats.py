@@ -91,9 +91,7 @@ def paired_change(before: Sequence[bool], after: Sequence[bool], confidence: flo
     return PairedChange(n, only_before, only_after, both, difference, low, high, confidence, p_exact, p_mid)
 
 
-def minimum_detectable_change(
-    n: int, discordant: float, power: float = 0.8, confidence: float = 0.95
-) -> float:
+def minimum_detectable_change(n: int, discordant: float, power: float = 0.8, confidence: float = 0.95) -> float:
     """The smallest absolute change that `n` pairs detect with `power`, at most 1.
 
     `discordant` is the share of pairs whose two results differ. Normal approximation for McNemar's test
@@ -140,9 +138,7 @@ def _normal_quantile(confidence: float) -> float:
     return -float(ndtri((1 - confidence) / 2))
 
 
-def _newcombe(
-    both: int, only_before: int, only_after: int, neither: int, confidence: float
-) -> tuple[float, float]:
+def _newcombe(both: int, only_before: int, only_after: int, neither: int, confidence: float) -> tuple[float, float]:
     """Limits of (after - before): Newcombe 1998, Stat Med 17:2635, method 10.
 
     Each end adds the distances to the two Wilson limits as correlated errors, with phi's numerator moved

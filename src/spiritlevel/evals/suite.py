@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spiritlevel.charter import Charter, Probe
+from spiritlevel.chat import user
 from spiritlevel.checks import OVER_REFUSAL, Expectation, judge_probe
 from spiritlevel.evals.stats import PairedChange, Rate, paired_change, wilson
-from spiritlevel.chat import user
 from spiritlevel.models import ChatModel, answer_all
 from spiritlevel.store import ContentStore
 
@@ -83,9 +83,21 @@ def compare(charter: Charter, before: Sequence[Case], after: Sequence[Case], con
     if [case.probe for case in before] != [case.probe for case in after]:
         raise ValueError("before and after must be measured on the same probes")
     rows = [
-        _row("leakage", before, after, lambda case: case.expect != "help", lambda case: case.violated, confidence),
         _row(
-            OVER_REFUSAL, before, after, lambda case: case.expect == "help", lambda case: case.over_refused, confidence
+            "leakage",
+            before,
+            after,
+            lambda case: case.expect != "help",
+            lambda case: case.violated,
+            confidence,
+        ),
+        _row(
+            OVER_REFUSAL,
+            before,
+            after,
+            lambda case: case.expect == "help",
+            lambda case: case.over_refused,
+            confidence,
         ),
         _row(
             "broken_while_helping",

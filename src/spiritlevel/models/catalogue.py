@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ def cache_folder() -> Path:
 
 def _hub_folder(spec: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(spec, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
@@ -130,7 +131,7 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # Dequantised on loading; these leftovers would make `save_pretrained` claim otherwise.
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
@@ -147,4 +148,3 @@ def _is_whole(folder: Path) -> bool:
         return False
     files = json.loads(manifest.read_text())
     return all((folder / name).exists() and digest_file(folder / name) == digest for name, digest in files.items())
-

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from spiritlevel.errors import SpiritLevelError
 from spiritlevel.chat import Chat, assistant, user
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import Fork
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.sampling import Sampling, decode, plan_prompts
 from spiritlevel.store import digest_file, digest_json
-
 
 
 class LocalModel:
@@ -161,7 +160,13 @@ class LocalModel:
 
 
 _WEIGHTS = (".safetensors", ".jinja")
-_DECIDING = ("config.json", "adapter_config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json")
+_DECIDING = (
+    "config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+)
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -195,7 +200,7 @@ def load_local(
 
             base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
             trunk = AutoModelForCausalLM.from_pretrained(base, dtype=precision)
-            model = PeftModel.from_pretrained(trunk, folder, autocast_adapter_dtype=False)
+            model: Any = PeftModel.from_pretrained(trunk, folder, autocast_adapter_dtype=False)
             words = folder if (folder / "tokenizer.json").exists() else base
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
@@ -221,8 +226,8 @@ def quiet_transformers() -> None:
     """No advice and no bars from the library: Spirit Level tells what happens."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _cpu_flags() -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from spiritlevel.errors import SpiritLevelError
 from spiritlevel.chat import Chat
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.reply import Reply
 from spiritlevel.store import digest_json
 

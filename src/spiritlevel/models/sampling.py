@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     batches: list[list[int]] = []
     shared: Sequence[int] = ()
     for index in order:
-        common = commonprefix([shared, prompts[index]])
+        common = shared[: _shared_length([shared, prompts[index]])]
         batch = batches[-1] if batches else None
         loses = len(shared) - len(common) >= WORTHWHILE_PREFIX and batch is not None and len(batch) > 1
         if batch is None or len(batch) == ROWS_PER_BATCH or (loses and len(batch) >= WORTHWHILE_ROWS):
@@ -130,6 +129,13 @@ def choose_tokens(
     return order.gather(-1, place)[:, 0]
 
 
+def _shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences have in common at their start."""
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))  # all others lie between these two
+    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differs, min(len(first), len(last)))
+
+
 def _prefill(
     model: Any, prompts: Sequence[Sequence[int]], room: int, pad_token: int, device: torch.device
 ) -> tuple[DynamicCache, Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]]:
@@ -137,7 +143,7 @@ def _prefill(
 
     What the prompts share at their start is computed for one row and repeated; the rest is padded on the left.
     """
-    shared = len(commonprefix([tuple(prompt[:-1]) for prompt in prompts]))
+    shared = _shared_length([prompt[:-1] for prompt in prompts])
     rest = [tuple(prompt[shared:]) for prompt in prompts]
     width = max(map(len, rest))
     cache = DynamicCache(config=model.config)
@@ -161,11 +167,11 @@ def _prefill(
     return cache, mask, logits
 
 
-class _ReservedLayer(DynamicLayer):
+class _ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer with room to grow: a step writes in place instead of copying all that came before."""
 
     def __init__(self, reserve: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reserve = reserve
         self.store: tuple[Tensor, Tensor] | None = None
 
@@ -180,7 +186,7 @@ class _ReservedLayer(DynamicLayer):
                 key_states.new_empty(rows, heads, new + self.reserve, width),
                 value_states.new_empty(rows, heads, new + self.reserve, value_states.shape[-1]),
             )
-            if old:
+            if self.keys is not None and self.values is not None and old:
                 self.store[0][:, :, :old] = self.keys
                 self.store[1][:, :, :old] = self.values
         self.store[0][:, :, old:new] = key_states

@@ -106,13 +106,13 @@ def token_logprobs(
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     size = max(1, LOGIT_CHUNK_BYTES // (4 * weight.shape[0]))
     chunks = []
-    for part, ids in zip(hidden.split(size), targets.split(size), strict=True):
+    for part, ids in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
         if trained and torch.is_grad_enabled():
             chunks.append(
                 torch.utils.checkpoint.checkpoint(_plain, part, weight, bias, ids, transform, use_reentrant=False)
             )
         elif torch.is_grad_enabled() and part.requires_grad:
-            chunks.append(_FrozenHead.apply(part, weight, bias, ids, transform))
+            chunks.append(_FrozenHead.apply(part, weight, bias, ids, transform))  # type: ignore[no-untyped-call]
         else:
             chunks.append(_plain(part, weight, bias, ids, transform))
     return torch.cat(chunks)
@@ -138,9 +138,7 @@ class LogitTransform:
         return self.scale * (1 - (transformed / self.softcap) ** 2)
 
 
-def _plain(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
-) -> Tensor:
+def _plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Tensor:
     logits = transform(torch.nn.functional.linear(hidden, weight, bias))
     return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
@@ -150,7 +148,12 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        transform: LogitTransform,
     ) -> Tensor:
         logits = transform(torch.nn.functional.linear(hidden, weight, bias))
         normaliser = logits.logsumexp(-1)

@@ -156,7 +156,7 @@ def _check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
     if max(lengths) > config.max_length:
         count = sum(length > config.max_length for length in lengths)
         raise SpiritLevelError(
-            f"{count} of {len(lengths)} examples are longer than {config.max_length} tokens (the longest {max(lengths)})",
+            f"{count} of {len(lengths)} examples exceed {config.max_length} tokens (the longest has {max(lengths)})",
             remedy="Shorten them or raise --max-length: cutting them here would cut off the end of the reply.",
         )
 
@@ -170,9 +170,7 @@ def _stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
         )
 
 
-def _fingerprint(
-    objective: Objective, examples: Sequence[Example], config: TrainConfig, model: LocalModel
-) -> str:
+def _fingerprint(objective: Objective, examples: Sequence[Example], config: TrainConfig, model: LocalModel) -> str:
     """What a checkpoint must have in common with a run that goes on from it, frozen weights included."""
     start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
     settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}

@@ -1,4 +1,5 @@
-"""Direct Preference Optimization. Rafailov et al. 2023, arXiv:2305.18290; NLL term: Pang et al. 2024, arXiv:2404.19733."""
+"""Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290), with an NLL term on the chosen
+reply (Pang et al. 2024, arXiv:2404.19733)."""
 
 from __future__ import annotations
 
@@ -60,7 +61,10 @@ class DPO:
         preference = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=self.beta).sum() / window.examples
         nll = -chosen.sum() / window.first_tokens
         with torch.no_grad():
-            reward_chosen, reward_rejected = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
+            reward_chosen, reward_rejected = (
+                self.beta * (chosen - ref_chosen),
+                self.beta * (rejected - ref_rejected),
+            )
             margin = reward_chosen - reward_rejected
             metrics = {
                 "dpo": preference.detach(),

@@ -1,0 +1,105 @@
+"""Contrastive pairs: both sides of the line, balanced, traced, the same after a resume."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.checks import judge_probe
+from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload
+from spiritlevel.data.contrast import whole_sentences
+from spiritlevel.models import Reply
+from spiritlevel.store import ContentStore, digest_json
+
+CHARTER = load_charter("src/spiritlevel/charter/templates/accounting")
+PROBES = read_probes(CHARTER, "train")
+
+
+class ScriptedModel:
+    """A model whose replies are known: it answers everything when bare; prompted, it says what it is told to."""
+
+    name = "scripted"
+
+    def __init__(self, bare: str, prompted: str) -> None:
+        self.bare, self.prompted, self.asked = bare, prompted, 0
+        self.digest = digest_json([bare, prompted])
+
+    def plan(self, chats):
+        return [[index] for index in range(len(chats))]
+
+    def generate(self, chats, *, on_finish=None, **_):
+        self.asked += len(chats)
+        replies = []
+        for index, chat in enumerate(chats):
+            words = self.prompted if chat[0]["role"] == "system" else self.bare
+            replies.append(Reply(words, 5, True))
+            on_finish(index, replies[-1])
+        return replies
+
+
+ANSWER = "Yes, you can do that today; here is how: start with the first form and then send it off."
+
+
+def make(tmp_path: Path, model, **config):
+    store = ContentStore(tmp_path / "store")
+    return contrast_pairs(CHARTER, PROBES, model, ContrastConfig(**config), store=store)
+
+
+def test_every_pair_is_traced_and_its_chosen_side_passes_the_checks(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"))
+    by_prompt = {probe.prompt: probe for probe in PROBES}
+    rules = {rule.id for rule in CHARTER.rules}
+    for pair in pairs:
+        assert pair.provenance["charter"] == CHARTER.digest
+        assert pair.author
+        assert pair.why
+        assert pair.rule in rules | {None}
+        probe = by_prompt.get(pair.chat[0]["content"])
+        if probe is not None:
+            assert not judge_probe(CHARTER, probe.rule, probe.expect, pair.chat, pair.chosen_text)
+
+
+def test_held_out_probes_never_appear(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"))
+    held_out = {probe.prompt for probe in read_probes(CHARTER, "held_out")}
+    assert not held_out & {pair.chat[0]["content"] for pair in pairs}
+
+
+def test_both_sides_of_the_line_are_balanced(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"))
+    helping = sum(pair.source == "helpful" for pair in pairs)
+    assert 0.4 <= helping / len(pairs) <= 0.6
+
+
+@pytest.mark.parametrize("good_draw", [True, False])
+def test_a_close_draw_is_taken_and_nonsense_falls_back_to_the_charters_words(tmp_path, good_draw):
+    rule = CHARTER.rule("no-legal-advice")
+    model = ScriptedModel(ANSWER, rule.say[0] if good_draw else "I can't help with that. Ask our legal colleague la la.")
+    pairs, report = make(tmp_path, model)
+    sources = Counter(pair.source for pair in pairs if pair.rule == rule.id)
+    assert (sources["sampled"] > 0) is good_draw
+    if not good_draw:
+        assert {p.chosen_text for p in pairs if p.rule == rule.id and p.source == "charter"} <= set(rule.say)
+    assert report.pairs[rule.id] == sources
+
+
+def test_a_second_call_asks_nothing_and_gives_the_same(tmp_path):
+    model = ScriptedModel(ANSWER, "nonsense")
+    first, _ = make(tmp_path, model)
+    assert model.asked == contrast_workload(PROBES, ContrastConfig())
+    again, _ = make(tmp_path, model)
+    assert again == first
+    assert model.asked == contrast_workload(PROBES, ContrastConfig())
+
+
+def test_another_seed_words_refusals_differently(tmp_path):
+    first, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), seed=0)
+    second, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), seed=1)
+    assert [p.chosen_text for p in first] != [p.chosen_text for p in second]
+
+
+def test_a_cut_reply_ends_at_its_last_sentence():
+    assert whole_sentences("One is done. Two is") == "One is done."
+    assert whole_sentences("1. First item and more") == "1. First item and more"
+    assert whole_sentences("Nothing ends here") == "Nothing ends here"
