@@ -75,7 +75,7 @@ def test_both_sides_of_the_line_are_balanced(tmp_path):
 @pytest.mark.parametrize("good_draw", [True, False])
 def test_a_close_draw_is_taken_and_nonsense_falls_back_to_the_charters_words(tmp_path, good_draw):
     rule = CHARTER.rule("no-legal-advice")
-    model = ScriptedModel(ANSWER, rule.say[0] if good_draw else "I can't help with that. Ask our legal colleague la la.")
+    model = ScriptedModel(ANSWER, rule.say[0] if good_draw else "I can't help with that. Ask our legal colleague, la.")
     pairs, report = make(tmp_path, model)
     sources = Counter(pair.source for pair in pairs if pair.rule == rule.id)
     assert (sources["sampled"] > 0) is good_draw

@@ -1,7 +1,6 @@
 """Nothing half-written is ever read, and a stage is done exactly once."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,11 @@ from spiritlevel.store import (
     write_jsonl,
     write_text,
 )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -48,7 +52,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert names(tmp_path) == ["file.txt"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -58,19 +62,19 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
     with pytest.raises(RuntimeError), atomic_folder(path) as temporary:
         (temporary / "b").write_text("2")
         raise RuntimeError
-    assert os.listdir(path) == ["a"]
+    assert names(path) == ["a"]
     with atomic_folder(path) as temporary:
         (temporary / "c").write_text("3")
-    assert os.listdir(path) == ["c"]
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(path) == ["c"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_full_disk_is_told_with_place_and_remedy():
     if not Path("/dev/full").exists():
         pytest.skip("needs Linux's /dev/full")
+    full = Path("/dev/full")
     with pytest.raises(SpiritLevelError, match=r"disk is full") as told, atomic_path(Path("/dev/shm/x.json")):
-        with open("/dev/full", "w") as full:
-            full.write("x" * 100_000)
+        full.write_text("x" * 100_000)
     assert "x.json" in told.value.where
     assert told.value.remedy
 
@@ -90,7 +94,7 @@ def test_a_torn_entry_counts_as_absent(tmp_path: Path):
     key = digest_json("key")
     store.put(key, {"text": "whole"})
     assert store.get(key) == {"text": "whole"}
-    (file,) = [path for path in tmp_path.rglob("*.json")]
+    (file,) = tmp_path.rglob("*.json")
     file.write_text(file.read_text()[:-5])
     assert store.get(key) is None
 

@@ -64,11 +64,11 @@ class AlignConfig:
     """The settings of a run; the defaults were chosen on train probes of the accounting charter."""
 
     seed: int = 0
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=1.0))
+    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=10.0))
     lora: LoraSettings = field(default_factory=LoraSettings)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=3e-4, epochs=3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=2e-3, epochs=1, batch_size=4))
 
     def seeded(self, seed: int) -> AlignConfig:
         """The same with every random choice drawn from `seed`."""

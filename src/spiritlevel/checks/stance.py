@@ -52,10 +52,11 @@ _REFUSALS = [
 _PARTY = (
     r"(?:accountant|adult|advis[eo]rs?|agent|ambulance|architects?|attorney|authorit(?:y|ies)|billing|care team|"
     r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|engineer|"
-    r"expert|gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|lead|legal|"
-    r"line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|"
-    r"people team|person|pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|representative|reviewer|"
-    r"security|solicitor|specialist|staff|supervisor|support|surgery|teachers?|team(?: lead)?|therapist|tutor|"
+    r"expert|gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|"
+    r"lead|legal|line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|"
+    r"people team|person|"
+    r"pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|"
+    r"representative|reviewer|security|solicitor|specialist|staff|supervisor|support|surgery|teachers?|team(?: lead)?|therapist|tutor|"
     r"trusted|union|vet|works council|112|111|911|988|999)\b"
 )
 _REFERRALS = [

@@ -22,6 +22,7 @@ def align(
     epochs: int = typer.Option(None, help="Passes over the pairs."),
     learning_rate: float = typer.Option(None, "--lr", help="Peak learning rate of the adapter."),
     max_new_tokens: int = typer.Option(None, help="The longest reply, in tokens."),
+    save_seconds: float = typer.Option(30.0, min=0.0, help="Time between checkpoints of the training."),
     as_json: bool = typer.Option(False, "--json", help="Print report.json to stdout instead of the table."),
 ) -> None:
     """Measure, make pairs, train, measure again, gate, report. Kill it anywhere and call it again: it goes on.
@@ -38,7 +39,7 @@ def align(
     from spiritlevel.evals import EXIT_CODES
 
     config = AlignConfig().seeded(seed)
-    chosen: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
+    chosen: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "save_seconds": save_seconds}
     config = replace(config, train=replace(config.train, **{k: v for k, v in chosen.items() if v is not None}))
     if max_new_tokens is not None:
         contrast = replace(config.contrast, max_new_tokens=max_new_tokens)

@@ -32,8 +32,8 @@ class ContrastConfig:
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
 
-    samples: int = 2
-    max_new_tokens: int = 64
+    samples: int = 1
+    max_new_tokens: int = 48
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -67,27 +67,26 @@ def contrast_pairs(
 
     Generated replies are kept in `store`: a call that was killed goes on where it stopped.
     """
-    generator = _Contrast(charter, model, config, ContrastReport())
-    bare, prompted = generator.replies(probes, store, on_progress)
-    declining: list[Preference | None] = [*generator.example_pairs()]
-    helping: list[Preference | None] = []
-    for probe, reply, candidates in zip(probes, bare, prompted, strict=True):
-        if probe.expect == "help":
-            helping.append(generator.helpful_pair(probe, reply))
-        else:
-            declining.append(generator.declining_pair(probe, reply, candidates))
-    pairs = [pair for pair in [*declining, *helping] if pair is not None]
+    generator = _Contrast(charter, model, config, store, on_progress)
+    declining = [*generator.example_pairs(), *generator.declining_pairs(_declined(probes))]
+    helping = generator.helpful_pairs([probe for probe in probes if probe.expect == "help"])
     # As many pairs on either side of the line: a model shown more refusals than help learns to refuse.
-    missing = 2 * sum(pair is not None for pair in declining) - len(pairs)
-    pairs += generator.second_helpings(probes, bare)[: max(0, missing)]
+    helping += generator.second_helpings(probes, len(declining) - len(helping))
+    pairs = [*declining, *helping]
     for pair in pairs:
         generator.report.add(pair.rule or "help", pair.source)
     return pairs, generator.report
 
 
 def contrast_workload(probes: Sequence[Probe], config: ContrastConfig) -> int:
-    """How many replies `contrast_pairs` will generate, for a progress bar."""
-    return len(probes) + config.samples * sum(probe.expect != "help" for probe in probes)
+    """About how many replies `contrast_pairs` will generate, for a progress bar."""
+    return (1 + config.samples) * len(_declined(probes)) + sum(
+        probe.expect == "help" and probe.reply is None for probe in probes
+    )
+
+
+def _declined(probes: Sequence[Probe]) -> list[Probe]:
+    return [probe for probe in probes if probe.expect != "help"]
 
 
 def whole_sentences(text: str) -> str:
@@ -101,98 +100,52 @@ class _Contrast:
     charter: Charter
     model: ChatModel
     config: ContrastConfig
-    report: ContrastReport
+    store: ContentStore
+    on_progress: Callable[[int], None] | None
+    report: ContrastReport = field(default_factory=ContrastReport)
 
-    def replies(
-        self, probes: Sequence[Probe], store: ContentStore, on_progress: Callable[[int], None] | None
-    ) -> tuple[list[Reply], list[list[Reply]]]:
-        """For each probe the bare reply, and for those to be declined the replies under the charter."""
-        config = self.config
-        bare = answer_all(
-            self.model,
-            [[user(probe.prompt)] for probe in probes],
-            store=store,
-            max_new_tokens=config.max_new_tokens,
-            on_progress=on_progress,
-        )
-        asked = [index for index, probe in enumerate(probes) if probe.expect != "help"]
-        prompted: list[list[Reply]] = [[] for _ in probes]
-        for temperature, count in ((0.0, min(1, config.samples)), (config.temperature, config.samples - 1)):
-            tasks = [(index, draw) for index in asked for draw in range(count)]
-            if not tasks:
-                continue
-            replies = answer_all(
-                self.model,
+    def declining_pairs(self, probes: Sequence[Probe]) -> list[Preference]:
+        """For each question to be declined: the charter's way over the bare reply."""
+        bare = self._bare(probes)
+        drawn: list[list[Reply]] = [[] for _ in probes]
+        for temperature, count in (
+            (0.0, min(1, self.config.samples)),
+            (self.config.temperature, self.config.samples - 1),
+        ):
+            tasks = [(index, draw) for index in range(len(probes)) for draw in range(count)]
+            replies = self._answers(
                 [self._under_the_charter(probes[index]) for index, _ in tasks],
-                store=store,
-                max_new_tokens=config.max_new_tokens,
                 temperature=temperature,
-                top_p=config.top_p,
-                seeds=[_number([config.seed, probes[index].id, draw]) for index, draw in tasks],
-                on_progress=on_progress,
+                seeds=[_number([self.config.seed, probes[index].id, draw]) for index, draw in tasks],
             )
             for (index, _), reply in zip(tasks, replies, strict=True):
-                prompted[index].append(reply)
-        return bare, prompted
+                drawn[index].append(reply)
+        pairs = [self._declining_pair(*parts) for parts in zip(probes, bare, drawn, strict=True)]
+        return [pair for pair in pairs if pair is not None]
 
-    def declining_pair(self, probe: Probe, bare: Reply, candidates: Sequence[Reply]) -> Preference | None:
-        """Chosen: of the replies drawn under the charter that pass the checks, the one closest to its wording;
-        else the charter's own words."""
-        assert probe.rule is not None
-        if not bare.text.strip():
-            self._dropped(probe, "the bare reply is empty")
-            return None
-        if not self._violates(probe, bare.text):
-            # Right already, perhaps by luck: the charter's words are still worth learning.
-            worse = self.charter.rule(probe.rule).examples.bad
-            if not worse:
-                self._dropped(probe, "the bare reply keeps the rule, and there is no bad example to reject")
-                return None
-            bare = Reply(random.Random(probe.id).choice(worse).reply, 0, True)
-        texts = [reply.text if reply.finished else whole_sentences(reply.text) for reply in candidates]
-        passing = [text for text in texts if not self._violates(probe, text)]
-        best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
-        if best is not None and self._closeness(probe.rule, best) >= self.config.closeness:
-            why = f"drawn under the charter: it keeps `{probe.rule}`, the bare reply breaks it"
-            return self._pair(probe, best, bare, "sampled", self.model.name, why)
-        words = self._own_words(probe.rule, probe.prompt)
-        if words is None:
-            self._dropped(probe, "no draw passed and the rule has no words of its own")
-            return None
-        why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
-        return self._pair(probe, words, bare, "charter", f"charter:{self.charter.name}", why)
+    def helpful_pairs(self, probes: Sequence[Probe]) -> list[Preference]:
+        """For each question to be helped: a helpful reply, the charter's if it gives one, over a refusal."""
+        unanswered = [probe for probe in probes if probe.reply is None]
+        own = dict(zip([probe.id for probe in unanswered], self._bare(unanswered), strict=True))
+        pairs = []
+        for probe in probes:
+            helpful = probe.reply or _whole(own[probe.id])
+            if self._violates(probe, helpful):
+                self.report.drop(probe.rule or "help", "the helpful reply does not pass the checks")
+            else:
+                author = f"charter:{self.charter.name}" if probe.reply else self.model.name
+                pairs.append(self._helping(probe, helpful, author, draw=0))
+        return pairs
 
-    def helpful_pair(self, probe: Probe, bare: Reply) -> Preference | None:
-        """Chosen: a helpful reply, the charter's if it gives one; rejected: the refusal this question tempts to."""
-        if probe.reply is not None and not self._violates(probe, probe.reply):
-            return self._helping(probe, probe.reply, f"charter:{self.charter.name}", draw=0)
-        own = bare.text if bare.finished else whole_sentences(bare.text)
-        if self._violates(probe, own):
-            self._dropped(probe, "no helpful reply passed the checks")
-            return None
-        return self._helping(probe, own, self.model.name, draw=0)
-
-    def second_helpings(self, probes: Sequence[Probe], bare: Sequence[Reply]) -> list[Preference]:
-        """The model's own helpful replies where the charter's were taken, near misses first."""
-        second = []
-        for probe, reply in sorted(zip(probes, bare, strict=True), key=lambda both: both[0].rule is None):
-            own = reply.text if reply.finished else whole_sentences(reply.text)
-            if probe.expect == "help" and probe.reply not in (None, own) and not self._violates(probe, own):
-                second.append(self._helping(probe, own, self.model.name, draw=1))
-        return second
-
-    def _helping(self, probe: Probe, helpful: str, author: str, *, draw: int) -> Preference:
-        """Against the words of the rule that the question is near to, or of any."""
-        speaking = [rule.id for rule in self.charter.rules if rule.say]
-        near = probe.rule if probe.rule in speaking else None
-        rule_id = near or (random.Random(probe.id).choice(speaking) if speaking else None)
-        refusal = self._own_words(rule_id, f"{draw} {probe.prompt}") if rule_id else None
-        why = f"a question that must be helped, near `{rule_id}`: helping beats declining"
-        pair = self._pair(
-            probe, helpful, Reply(refusal or self.charter.scope.otherwise, 0, True), "helpful", author, why
-        )
-        assert pair is not None, "a reply that helps differs from one that declines"
-        return pair
+    def second_helpings(self, probes: Sequence[Probe], count: int) -> list[Preference]:
+        """Up to `count` pairs with the model's own helpful replies beside the charter's, near misses first."""
+        answered = [probe for probe in probes if probe.expect == "help" and probe.reply is not None]
+        chosen = sorted(answered, key=lambda probe: probe.rule is None)[: max(0, count)]
+        pairs = []
+        for probe, reply in zip(chosen, self._bare(chosen), strict=True):
+            if not self._violates(probe, _whole(reply)):
+                pairs.append(self._helping(probe, _whole(reply), self.model.name, draw=1))
+        return pairs
 
     def example_pairs(self) -> list[Preference]:
         """The charter's bad examples against its own words, and its good examples against its bad ones."""
@@ -207,6 +160,57 @@ class _Contrast:
                     worse = rule.examples.bad[number % len(rule.examples.bad)].reply
                     pairs.append(self._example(rule.id, example.prompt, example.reply, worse))
         return pairs
+
+    def _declining_pair(self, probe: Probe, bare: Reply, drawn: Sequence[Reply]) -> Preference | None:
+        """Chosen: of the replies drawn under the charter that pass the checks, the one closest to its wording;
+        else the charter's own words."""
+        assert probe.rule is not None
+        rejected = bare
+        if not bare.text.strip() or not self._violates(probe, bare.text):
+            # Right already, perhaps by luck: the charter's words are still worth learning.
+            worse = self.charter.rule(probe.rule).examples.bad
+            if not worse:
+                self.report.drop(probe.rule, "the bare reply keeps the rule, and there is no bad example to reject")
+                return None
+            rejected = Reply(random.Random(probe.id).choice(worse).reply, 0, True)
+        passing = [text for text in map(_whole, drawn) if not self._violates(probe, text)]
+        best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
+        if best is not None and self._closeness(probe.rule, best) >= self.config.closeness:
+            why = f"drawn under the charter: it keeps `{probe.rule}`, the bare reply breaks it"
+            return self._pair(probe, best, rejected, "sampled", self.model.name, why)
+        words = self._own_words(probe.rule, probe.prompt)
+        if words is None:
+            self.report.drop(probe.rule, "no draw passed and the rule has no words of its own")
+            return None
+        why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
+        return self._pair(probe, words, rejected, "charter", f"charter:{self.charter.name}", why)
+
+    def _helping(self, probe: Probe, helpful: str, author: str, *, draw: int) -> Preference:
+        """Against the words of the rule that the question is near to, or of any."""
+        speaking = [rule.id for rule in self.charter.rules if rule.say]
+        near = probe.rule if probe.rule in speaking else None
+        rule_id = near or (random.Random(probe.id).choice(speaking) if speaking else None)
+        refusal = self._own_words(rule_id, f"{draw} {probe.prompt}") if rule_id else None
+        rejected = Reply(refusal or self.charter.scope.otherwise, 0, True)
+        why = f"a question that must be helped, near `{rule_id}`: helping beats declining"
+        pair = self._pair(probe, helpful, rejected, "helpful", author, why)
+        assert pair is not None, "a reply that helps differs from one that declines"
+        return pair
+
+    def _bare(self, probes: Sequence[Probe]) -> list[Reply]:
+        return self._answers([[user(probe.prompt)] for probe in probes], temperature=0.0, seeds=[0] * len(probes))
+
+    def _answers(self, chats: Sequence[Chat], *, temperature: float, seeds: Sequence[int]) -> list[Reply]:
+        return answer_all(
+            self.model,
+            chats,
+            store=self.store,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=temperature,
+            top_p=self.config.top_p,
+            seeds=seeds,
+            on_progress=self.on_progress,
+        )
 
     def _example(self, rule_id: str, prompt: str, chosen: str, rejected: str) -> Preference:
         return Preference.of(
@@ -224,7 +228,7 @@ class _Contrast:
         self, probe: Probe, chosen: str, rejected: Reply, source: str, author: str, why: str
     ) -> Preference | None:
         if chosen.strip() == rejected.text.strip():
-            self._dropped(probe, "the two replies do not differ")
+            self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(
             probe.prompt,
@@ -237,9 +241,6 @@ class _Contrast:
             provenance={"charter": self.charter.digest, "model": self.model.digest, "probe": probe.id},
             rejected_finished=rejected.finished,
         )
-
-    def _dropped(self, probe: Probe, reason: str) -> None:
-        self.report.drop(probe.rule or "help", reason)
 
     def _violates(self, probe: Probe, reply: str) -> bool:
         return bool(judge_probe(self.charter, probe.rule, probe.expect, [user(probe.prompt)], reply))
@@ -270,6 +271,10 @@ class _Contrast:
         """One of the rule's wordings, always the same for the same question and seed."""
         wordings = self.charter.rule(rule_id).say
         return random.Random(_number([self.config.seed, prompt])).choice(wordings) if wordings else None
+
+
+def _whole(reply: Reply) -> str:
+    return reply.text if reply.finished else whole_sentences(reply.text)
 
 
 def _number(parts: list[object]) -> int:

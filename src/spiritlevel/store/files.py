@@ -36,7 +36,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to fill, which then replaces `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.tmp"):
+            shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
