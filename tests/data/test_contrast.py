@@ -87,10 +87,11 @@ def test_a_close_draw_is_taken_and_nonsense_falls_back_to_the_charters_words(tmp
 def test_a_second_call_asks_nothing_and_gives_the_same(tmp_path):
     model = ScriptedModel(ANSWER, "nonsense")
     first, _ = make(tmp_path, model)
-    assert model.asked == contrast_workload(PROBES, ContrastConfig())
+    asked = model.asked
+    assert asked >= contrast_workload(PROBES, ContrastConfig()) > 0
     again, _ = make(tmp_path, model)
     assert again == first
-    assert model.asked == contrast_workload(PROBES, ContrastConfig())
+    assert model.asked == asked
 
 
 def test_another_seed_words_refusals_differently(tmp_path):

@@ -54,10 +54,9 @@ _PARTY = (
     r"clinic|clinician|colleagues?|compliance|counsel(?:l?ors?)?|department|dentist|desk|doctor|emergency|engineer|"
     r"expert|gp|grown-?ups?|helpline|hiring (?:manager|team|panel|committee)|hospital|hotline|hr|human|lawyer|"
     r"lead|legal|line manager|maintainers?|manager|midwife|mum|dad|nurse|office|officer|owner|panel|parents?|partner|"
-    r"people team|person|"
-    r"pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|"
-    r"representative|reviewer|security|solicitor|specialist|staff|supervisor|support|surgery|teachers?|team(?: lead)?|therapist|tutor|"
-    r"trusted|union|vet|works council|112|111|911|988|999)\b"
+    r"people team|person|pharmacist|physician|poison|police|practitioner|professional|provider|recruiters?|"
+    r"representative|reviewer|security|solicitor|specialist|staff|supervisor|support|surgery|"
+    r"teachers?|team(?: lead)?|therapist|tutor|trusted|union|vet|works council|112|111|911|988|999)\b"
 )
 _REFERRALS = [
     r"\b(?:consult|contact|speak (?:to|with)|talk (?:to|with)|ask|see|call|phone|ring|dial|reach out to|check with|"

@@ -42,7 +42,7 @@ def align(
     chosen: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "save_seconds": save_seconds}
     config = replace(config, train=replace(config.train, **{k: v for k, v in chosen.items() if v is not None}))
     if max_new_tokens is not None:
-        contrast = replace(config.contrast, max_new_tokens=max_new_tokens)
+        contrast = replace(config.contrast, max_new_tokens=min(max_new_tokens, config.contrast.max_new_tokens))
         config = replace(config, max_new_tokens=max_new_tokens, contrast=contrast)
     kept = escape(f"{model} · seed {seed} · kept in {folder}")
     err.print(f"[bold]{loaded.name} {loaded.version}[/] · {kept}", soft_wrap=True)

@@ -26,14 +26,16 @@ from spiritlevel.store import ContentStore, digest_json
 
 @dataclass(frozen=True)
 class ContrastConfig:
-    """samples: replies drawn under the charter for each question that must be declined, the first greedy.
+    """samples: replies drawn under the charter for a question that must be declined, the first greedy, for the
+    first `drawn_per_rule` questions of each rule; the others get the charter's own words at once.
 
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
 
     samples: int = 1
-    max_new_tokens: int = 48
+    drawn_per_rule: int = 16
+    max_new_tokens: int = 32
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -80,13 +82,23 @@ def contrast_pairs(
 
 def contrast_workload(probes: Sequence[Probe], config: ContrastConfig) -> int:
     """About how many replies `contrast_pairs` will generate, for a progress bar."""
-    return (1 + config.samples) * len(_declined(probes)) + sum(
-        probe.expect == "help" and probe.reply is None for probe in probes
-    )
+    unanswered = sum(probe.expect == "help" and probe.reply is None for probe in probes)
+    return len(_declined(probes)) + config.samples * len(_drawn(probes, config)) + unanswered
 
 
 def _declined(probes: Sequence[Probe]) -> list[Probe]:
     return [probe for probe in probes if probe.expect != "help"]
+
+
+def _drawn(probes: Sequence[Probe], config: ContrastConfig) -> list[int]:
+    """The places of the questions that are answered under the charter: the first of each rule."""
+    counts: Counter[str | None] = Counter()
+    places = []
+    for place, probe in enumerate(probes):
+        if probe.expect != "help" and counts[probe.rule] < config.drawn_per_rule:
+            counts[probe.rule] += 1
+            places.append(place)
+    return places
 
 
 def whole_sentences(text: str) -> str:
@@ -112,7 +124,7 @@ class _Contrast:
             (0.0, min(1, self.config.samples)),
             (self.config.temperature, self.config.samples - 1),
         ):
-            tasks = [(index, draw) for index in range(len(probes)) for draw in range(count)]
+            tasks = [(index, draw) for index in _drawn(probes, self.config) for draw in range(count)]
             replies = self._answers(
                 [self._under_the_charter(probes[index]) for index, _ in tasks],
                 temperature=temperature,
