@@ -66,7 +66,7 @@ class AlignConfig:
     seed: int = 0
     max_new_tokens: int = 48
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=10.0))
+    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=5.0))
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=2e-3, epochs=1, batch_size=4))
 
@@ -146,8 +146,12 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
     stage("train", train_inputs, ("model", "train/metrics.jsonl"), train_adapter)
 
     aligned = _Opened(str(folder / "model"))
-    inputs = base | settings | {"model": aligned.digest}
-    stage("measure-after", inputs, ("after.json",), measuring(aligned, "after.json", "measure after"))
+    stage(
+        "measure-after",
+        base | settings | {"model": aligned.digest},
+        ("after.json",),
+        measuring(aligned, "after.json", "measure after"),
+    )
 
     before, after = (_load_measurement(folder / name) for name in ("before.json", "after.json"))
     report = build_report(
