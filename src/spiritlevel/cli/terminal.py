@@ -44,6 +44,7 @@ class TerminalProgress:
             TextColumn("{task.fields[note]}"),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         )
         self._current: TaskID | None = None
 

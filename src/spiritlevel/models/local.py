@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -226,6 +227,8 @@ def quiet_transformers() -> None:
     """No advice and no bars from the library: Spirit Level tells what happens."""
     from transformers.utils import logging
 
+    # peft still asks transformers for things by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
