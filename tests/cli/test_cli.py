@@ -194,7 +194,7 @@ def test_new_starts_a_sound_charter_and_overwrites_nothing(spiritlevel: Run, tmp
 def test_lint_counts_and_lists_faults(spiritlevel: Run, accounting: Path) -> None:
     assert json.loads(spiritlevel("charter", "lint", accounting, "--json").out) == []
     assert "0 errors, 0 warnings in 2 charter(s)" in spiritlevel("charter", "lint", accounting, ACCOUNTING).out
-    damage(accounting, "train: [probes/train.jsonl]", "train: [probes/train.jsonl, probes/held_out.jsonl]")
+    damage(accounting, "- probes/train.jsonl", "- probes/train.jsonl\n    - probes/held_out.jsonl")
     told, listed = (
         spiritlevel("charter", "lint", accounting),
         spiritlevel("charter", "lint", accounting, "--json"),

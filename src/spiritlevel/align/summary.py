@@ -103,8 +103,8 @@ def _sentence(verdict: Verdict, charter: Charter, rows: Sequence[Comparison]) ->
     }[verdict]
     probes = leakage.after.n + over.after.n
     return (
-        f"{start} of {charter.name} {charter.version}: leakage {leakage.before.value:.0%} → {leakage.after.value:.0%}, "
-        f"over-refusal {over.before.value:.0%} → {over.after.value:.0%} on {probes} held-out probes."
+        f"{start} of {charter.name} {charter.version}: leakage {leakage.before.value:.1%} → {leakage.after.value:.1%}, "
+        f"over-refusal {over.before.value:.1%} → {over.after.value:.1%} on {probes} held-out probes."
     )
 
 

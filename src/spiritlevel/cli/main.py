@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from typing import NoReturn
 
 # No verb may reach the network unasked, and a hub that is down must not cost minutes.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -44,13 +46,22 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that click does not catch and turn into "Aborted!"."""
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise _Interrupted
+
+
 def main() -> None:
     """The entry point: a user's mistake is one message and an exit code, never a traceback."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except SpiritLevelError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except _Interrupted:
         fail("interrupted; everything finished so far is kept. Run the same command again to go on.", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
