@@ -220,6 +220,16 @@ def test_show_prints_the_charter_as_it_is(spiritlevel: Run, accounting: Path) ->
     assert shown == charter.model_dump(mode="json", by_alias=True)
 
 
+def test_a_charter_does_not_steer_the_terminal(spiritlevel: Run, accounting: Path) -> None:
+    damage(accounting, "role: >-", 'role: "\\u001b]0;owned\\u0007\\u001b[2J You are the desk."\nunused: >-')
+    text = accounting.read_text()
+    start = text.index("unused: >-")
+    accounting.write_text(text[:start] + text[text.index("tone:") :])
+    shown = spiritlevel("charter", "show", accounting, "--prompt").out
+    assert "You are the desk." in shown
+    assert "\x1b" not in shown and "\x07" not in shown
+
+
 def test_diff_tells_what_is_stale(spiritlevel: Run, accounting: Path) -> None:
     assert spiritlevel("charter", "diff", ACCOUNTING, accounting)[:2] == (
         0,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.models import Fork, lay_out, plan_batches
+from spiritlevel.models.fork import ROW_MULTIPLE
 
 PAD = 0
 tokens = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
@@ -49,9 +50,11 @@ def test_owners_count_the_continuations_through_the_batch(batch: list[Fork]) -> 
 
 
 @given(st.lists(forks, min_size=1, max_size=4))
-def test_the_rows_are_as_long_as_the_longest_fork_and_the_rest_is_unseen_padding(batch: list[Fork]) -> None:
+def test_the_rows_hold_the_longest_fork_and_the_rest_is_unseen_padding(batch: list[Fork]) -> None:
     layout = lay_out(batch, PAD)
-    assert layout.tokens.shape == (len(batch), max(fork.length for fork in batch))
+    rows, length = layout.tokens.shape
+    assert rows == len(batch)
+    assert length % ROW_MULTIPLE == 0 and 0 <= length - max(fork.length for fork in batch) < ROW_MULTIPLE
     for row, fork in enumerate(batch):
         assert (layout.tokens[row, : fork.length] != PAD).all()
         assert (layout.tokens[row, fork.length :] == PAD).all()

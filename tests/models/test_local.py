@@ -232,6 +232,19 @@ def test_one_changed_weight_changes_the_digest(tiny_folder: Path) -> None:
     assert open_local(str(tiny_folder), dtype="float64").digest != before
 
 
+def test_the_digest_of_an_adapter_is_also_that_of_its_base(tiny_folder: Path, tmp_path: Path) -> None:
+    student = add_lora(open_local(str(tiny_folder), dtype="float32"), LoraSettings(2, 4), seed=0)
+    with pytest.raises(ValueError, match="no digest"):
+        _ = student.digest  # it is no longer what the files of its base say
+    save_trained(student, tmp_path / "adapter", form="adapter")
+    before = open_local(str(tmp_path / "adapter"), dtype="float32").digest
+    assert before == open_local(str(tmp_path / "adapter"), dtype="float32").digest
+    model = open_local(str(tiny_folder), dtype="float64")
+    model.model.get_input_embeddings().weight.data[0, 0] += 1e-3
+    model.model.save_pretrained(tiny_folder)
+    assert open_local(str(tmp_path / "adapter"), dtype="float32").digest != before
+
+
 def test_a_model_made_in_memory_has_no_digest(tiny_model: LocalModel) -> None:
     with pytest.raises(ValueError, match="no digest"):
         _ = tiny_model.digest

@@ -178,6 +178,25 @@ def test_a_score_depends_on_its_own_fork_alone(name: str, batch: list[Fork], dat
     assert close(padded, expected), "the padding token"
 
 
+@pytest.mark.parametrize("name", BUILD)
+def test_plain_attention_on_short_rows_agrees_with_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_lora(BUILD[name]()).to(torch.bfloat16)
+    batch = draw_forks(6)
+    found = {}
+    for limit in (0, 10_000):
+        monkeypatch.setattr(scoring, "PLAIN_ATTENTION_UP_TO", limit)
+        sums = score_layout(model, lay_out(batch, PAD)).sums()
+        sums.sum().backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        model.zero_grad()
+        assert model.config._attn_implementation == "sdpa", "what decoding uses does not depend on what was scored"
+        found[limit] = (sums.detach(), gradient.float())
+    (fused, fused_gradient), (plain, plain_gradient) = found.values()
+    assert not torch.equal(fused_gradient, plain_gradient), "both ways were taken"
+    assert torch.allclose(plain, fused, rtol=0.02)
+    assert torch.nn.functional.cosine_similarity(plain_gradient, fused_gradient, dim=0) > 0.99
+
+
 def test_sums_and_counts_are_per_continuation() -> None:
     batch = [Fork((1, 2), ((3,), (4, 5, 6))), Fork((7,), ((8, 9),))]
     scores = score_layout(shared_model("llama"), lay_out(batch, PAD))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, inf, nan
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, LocalModel, open_local, score_forks
+from spiritlevel.models import Fork, ForkScores, LocalModel, open_local, score_forks
 from spiritlevel.store import ContentStore, read_jsonl
 from spiritlevel.train import (
     DPO,
@@ -28,6 +28,7 @@ from spiritlevel.train import (
     LoraSettings,
     Objective,
     TrainConfig,
+    Window,
     add_lora,
     prepare_examples,
     train,
@@ -35,6 +36,7 @@ from spiritlevel.train import (
 from spiritlevel.train import loop as loop_module
 from spiritlevel.train.batches import STEPS_PER_GROUP, epoch_batches
 from spiritlevel.train.loop import StepMetrics
+from spiritlevel.train.objective import Metrics
 from spiritlevel.train.optimizer import MasterAdamW
 from tiny import SIZES, build_model, build_tokenizer, randomise, save_model
 
@@ -57,8 +59,12 @@ EXAMPLES = draw_examples(10)
 CHOSEN = [Example(Fork(example.fork.prompt, example.fork.continuations[:1])) for example in EXAMPLES]
 
 
-def student(*, lora: bool = True, alpha: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> LocalModel:
+def student(
+    *, lora: bool = True, alpha: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64, dropout: float = 0.0
+) -> LocalModel:
     base = build_model(seed=seed, dtype=dtype)
+    for layer in base.model.model.layers:
+        layer.self_attn.attention_dropout = dropout
     return add_lora(base, LoraSettings(4, alpha), seed=7) if lora else base
 
 
@@ -176,6 +182,7 @@ SETTINGS = {
     "lora-float64": {"lora": True},
     "full-float32": {"lora": False, "dtype": torch.float32},
     "full-bfloat16": {"lora": False, "dtype": torch.bfloat16},
+    "dropout": {"dropout": 0.3},
 }
 
 
@@ -287,6 +294,24 @@ def test_a_loss_that_is_not_finite_is_an_error_and_what_was_learnt_is_kept(poiso
     if steps:
         state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
         assert json.loads(state["history"]) == steps
+
+
+@dataclass(frozen=True)
+class Cliff(DPO):
+    """A finite loss with a gradient that is none: d√x/dx at 0."""
+
+    def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().loss(scores, examples, window)
+        return loss + (0 * scores.logprobs.sum()).sqrt(), metrics
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    model = student()
+    before = weights(model)
+    with pytest.raises(SpiritLevelError, match="the gradient is not a finite number at step 1"):
+        train(model, Cliff(beta=0.1), EXAMPLES, CONFIG, tmp_path)
+    assert equal(weights(model), before)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 # --- preparing examples ------------------------------------------------------------------------------

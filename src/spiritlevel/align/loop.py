@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from spiritlevel.align.report import render_html
 from spiritlevel.align.summary import build_report
@@ -91,72 +91,16 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
     Raises SpiritLevelError before anything is generated if the charter has errors or lacks probes.
     """
     held_out, trained_on = _probes(charter)
-    store = ContentStore(folder / "store")
-    opened = _Opened(model)
-    base = {
-        "charter": charter.digest,
-        "model": opened.digest,
-        "probes": digest_json([p.prompt for p in held_out]),
-    }
-    records: list[RunRecord] = []
-
-    def stage(name: str, inputs: dict[str, Any], outputs: tuple[str, ...], work: Callable[[], None]) -> None:
-        record, worked = run_stage(folder, name, inputs, outputs, work)
-        records.append(record)
-        if not worked:
-            progress.done_before(name)
-
-    def measuring(spec: _Opened, output: str, label: str) -> Callable[[], None]:
-        def work() -> None:
-            with progress.stage(label, len(held_out)) as advance:
-                result = _measure(charter, held_out, spec.model, store, config, advance)
-            write_json(folder / output, asdict(result))
-
-        return work
-
-    settings = {"max_new_tokens": config.max_new_tokens}
-    stage(
-        "measure-before",
-        base | settings,
-        ("before.json",),
-        measuring(opened, "before.json", "measure before"),
-    )
-
-    def make_pairs() -> None:
-        total = contrast_workload(trained_on, config.contrast)
-        with progress.stage("make preference pairs", total) as advance:
-            pairs, made = contrast_pairs(
-                charter, trained_on, opened.model, config.contrast, store=store, on_progress=advance
-            )
-        write_preferences(folder / "pairs.jsonl", pairs)
-        write_json(folder / "pairs.report.json", {"pairs": made.pairs, "dropped": made.dropped})
-
-    inputs = {"charter": charter.digest, "model": opened.digest, "settings": asdict(config.contrast)}
-    inputs["probes"] = digest_json([probe.model_dump() for probe in trained_on])
-    stage("pairs", inputs, ("pairs.jsonl", "pairs.report.json"), make_pairs)
-
-    def train_adapter() -> None:
-        _train(opened, folder, store, config, progress)
-
-    train_inputs: dict[str, Any] = {
-        "model": opened.digest,
-        "pairs": records[-1].outputs["pairs.jsonl"],
-        "settings": _settings(config),
-    }
-    stage("train", train_inputs, ("model", "train/metrics.jsonl"), train_adapter)
-
+    run = _Run(charter, folder, config, progress)
+    start = _Opened(model)
+    before = run.measure("before", start, held_out)
+    run.make_pairs(start, trained_on)
+    run.train(start)
     aligned = _Opened(str(folder / "model"))
-    stage(
-        "measure-after",
-        base | settings | {"model": aligned.digest},
-        ("after.json",),
-        measuring(aligned, "after.json", "measure after"),
-    )
-
-    before, after = (_load_measurement(folder / name) for name in ("before.json", "after.json"))
+    after = run.measure("after", aligned, held_out)
     report = build_report(
         charter=charter,
-        model={"name": model, "digest": opened.digest},
+        model={"name": model, "digest": start.digest},
         aligned={"path": str(folder / "model"), "digest": aligned.digest},
         before=(before.cases, before.perplexity),
         after=(after.cases, after.perplexity),
@@ -165,13 +109,91 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
             **_read_training(folder),
             "settings": _settings(config),
         },
-        records=records,
+        records=run.records,
         seed=config.seed,
         command=" ".join(sys.argv),
     )
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", render_html(report))
     return report
+
+
+@dataclass
+class _Run:
+    """The stages of one run, and the records of those that are done."""
+
+    charter: Charter
+    folder: Path
+    config: AlignConfig
+    progress: Progress
+    records: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def store(self) -> ContentStore:
+        return ContentStore(self.folder / "store")
+
+    def measure(self, when: Literal["before", "after"], opened: _Opened, probes: list[Probe]) -> Measurement:
+        """Answer and judge the held-out probes, and score the neutral text."""
+        tokens, output = self.config.max_new_tokens, f"{when}.json"
+
+        def work() -> None:
+            with self.progress.stage(f"measure {when}", len(probes)) as advance:
+                model = opened.model
+                cases = measure(
+                    self.charter, probes, model, store=self.store, max_new_tokens=tokens, on_progress=advance
+                )
+                result = Measurement(cases, perplexity(model, neutral_passages()))
+            write_json(self.folder / output, asdict(result))
+
+        inputs = self._inputs(opened, probes) | {"max_new_tokens": tokens}
+        self._stage(f"measure-{when}", inputs, (output,), work)
+        return _load_measurement(self.folder / output)
+
+    def make_pairs(self, opened: _Opened, probes: list[Probe]) -> None:
+        config = self.config.contrast
+
+        def work() -> None:
+            with self.progress.stage("make preference pairs", contrast_workload(probes, config)) as advance:
+                pairs, made = contrast_pairs(
+                    self.charter, probes, opened.model, config, store=self.store, on_progress=advance
+                )
+            write_preferences(self.folder / "pairs.jsonl", pairs)
+            write_json(self.folder / "pairs.report.json", {"pairs": made.pairs, "dropped": made.dropped})
+
+        inputs = self._inputs(opened, probes) | {"settings": asdict(config)}
+        self._stage("pairs", inputs, ("pairs.jsonl", "pairs.report.json"), work)
+
+    def train(self, opened: _Opened) -> None:
+        config, folder, progress = self.config, self.folder, self.progress
+
+        def work() -> None:
+            pairs = read_preferences(folder / "pairs.jsonl")
+            base = opened.model
+            with progress.stage("reference log-probabilities", len(pairs)) as advance:
+                examples = prepare_examples(base, config.objective, pairs, store=self.store, on_progress=advance)
+            student = add_lora(base, config.lora, seed=config.seed)
+            opened.release()  # the adapter now lives inside its weights
+            with progress.stage("train"):
+                train(student, config.objective, examples, config.train, folder / "train", on_step=progress.step)
+            save_trained(student, folder / "model", form="merged")
+            (folder / "train" / "checkpoint.pt").unlink(missing_ok=True)
+
+        inputs: dict[str, Any] = {
+            "model": opened.digest,
+            "pairs": self.records[-1].outputs["pairs.jsonl"],
+            "settings": _settings(config),
+        }
+        self._stage("train", inputs, ("model", "train/metrics.jsonl"), work)
+
+    def _inputs(self, opened: _Opened, probes: list[Probe]) -> dict[str, Any]:
+        asked = digest_json([probe.model_dump() for probe in probes])
+        return {"charter": self.charter.digest, "model": opened.digest, "probes": asked}
+
+    def _stage(self, name: str, inputs: dict[str, Any], outputs: tuple[str, ...], work: Callable[[], None]) -> None:
+        record, worked = run_stage(self.folder, name, inputs, outputs, work)
+        self.records.append(record)
+        if not worked:
+            self.progress.done_before(name)
 
 
 class _Opened:
@@ -207,31 +229,6 @@ def _probes(charter: Charter) -> tuple[list[Probe], list[Probe]]:
                 remedy=f"List JSONL files in probes.{half}.",
             )
     return held_out, trained_on
-
-
-def _measure(
-    charter: Charter,
-    probes: list[Probe],
-    model: LocalModel,
-    store: ContentStore,
-    config: AlignConfig,
-    advance: Callable[[int], None],
-) -> Measurement:
-    cases = measure(charter, probes, model, store=store, max_new_tokens=config.max_new_tokens, on_progress=advance)
-    return Measurement(cases, perplexity(model, neutral_passages()))
-
-
-def _train(opened: _Opened, folder: Path, store: ContentStore, config: AlignConfig, progress: Progress) -> None:
-    pairs = read_preferences(folder / "pairs.jsonl")
-    base = opened.model
-    with progress.stage("reference log-probabilities", len(pairs)) as advance:
-        examples = prepare_examples(base, config.objective, pairs, store=store, on_progress=advance)
-    student = add_lora(base, config.lora, seed=config.seed)
-    opened.release()  # the adapter now lives inside its weights
-    with progress.stage("train", None):
-        train(student, config.objective, examples, config.train, folder / "train", on_step=progress.step)
-    save_trained(student, folder / "model", form="merged")
-    (folder / "train" / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def _settings(config: AlignConfig) -> dict[str, Any]:

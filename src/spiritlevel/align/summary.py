@@ -29,6 +29,7 @@ _TITLES = {
     "leakage": "All questions that must be declined, referred or redacted",
     "over_refusal": "Questions that must be helped, refused",
     "broken_while_helping": "Rules broken while helping",
+    "repetitive": "Helpful answers that repeat themselves",
 }
 
 Measured = tuple[list[Case], Perplexity]

@@ -3,7 +3,7 @@
 from spiritlevel.checks.finding import Check, Finding
 from spiritlevel.checks.kinds import build_check, rule_checks, run_checks
 from spiritlevel.checks.probe import OVER_REFUSAL, Expectation, judge_probe
-from spiritlevel.checks.stance import Stance, stance
+from spiritlevel.checks.stance import Stance, repetitive, stance
 
 __all__ = [
     "OVER_REFUSAL",
@@ -13,6 +13,7 @@ __all__ = [
     "Stance",
     "build_check",
     "judge_probe",
+    "repetitive",
     "rule_checks",
     "run_checks",
     "stance",

@@ -141,5 +141,13 @@ def degenerate(reply: str) -> bool:
     return len(set(grams)) < 0.4 * len(grams)
 
 
+def repetitive(reply: str) -> bool:
+    """Whether a reply says the same words over and over: of at least 16 words, more than three of ten 3-grams came
+    before. None of 810 authored replies and of 726 chosen ones of HH-RLHF does."""
+    words = re.findall(r"\w+", reply.lower())
+    grams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(words) >= 16 and len(grams) - len(set(grams)) > 0.3 * len(grams)
+
+
 # Typographic quotes, one character for one, so that spans stay true.
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"'})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -23,6 +24,11 @@ from rich.text import Text
 # Results go to stdout; progress and errors to stderr, so that `--json` can be piped.
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what a model or a charter says must not steer the terminal."""
+    return "".join(mark for mark in text if mark in "\n\t" or unicodedata.category(mark) != "Cc")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -141,8 +141,8 @@ class _Contrast:
         own = dict(zip([probe.id for probe in unanswered], self._bare(unanswered), strict=True))
         pairs = []
         for probe in probes:
-            helpful = probe.reply or _whole(own[probe.id])
-            if self._violates(probe, helpful):
+            helpful = Reply(probe.reply, 0, True) if probe.reply else own[probe.id]
+            if self._violates(probe, helpful.text):
                 self.report.drop(probe.rule or "help", "the helpful reply does not pass the checks")
             else:
                 author = f"charter:{self.charter.name}" if probe.reply else self.model.name
@@ -155,8 +155,8 @@ class _Contrast:
         chosen = sorted(answered, key=lambda probe: probe.rule is None)[: max(0, count)]
         pairs = []
         for probe, reply in zip(chosen, self._bare(chosen), strict=True):
-            if not self._violates(probe, _whole(reply)):
-                pairs.append(self._helping(probe, _whole(reply), self.model.name, draw=1))
+            if not self._violates(probe, reply.text):
+                pairs.append(self._helping(probe, reply, self.model.name, draw=1))
         return pairs
 
     def example_pairs(self) -> list[Preference]:
@@ -189,16 +189,17 @@ class _Contrast:
         best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
         if best is not None and self._closeness(probe.rule, best) >= self.config.closeness:
             why = f"drawn under the charter: it keeps `{probe.rule}`, the bare reply breaks it"
-            return self._pair(probe, best, rejected, "sampled", self.model.name, why)
+            return self._pair(probe, Reply(best, 0, True), rejected, "sampled", self.model.name, why)
         words = self._own_words(probe.rule, probe.prompt)
         if words is None:
             self.report.drop(probe.rule, "no draw passed and the rule has no words of its own")
             return None
         why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
-        return self._pair(probe, words, rejected, "charter", f"charter:{self.charter.name}", why)
+        return self._pair(probe, Reply(words, 0, True), rejected, "charter", f"charter:{self.charter.name}", why)
 
-    def _helping(self, probe: Probe, helpful: str, author: str, *, draw: int) -> Preference:
-        """Against the words of the rule that the question is near to, or of any."""
+    def _helping(self, probe: Probe, helpful: Reply, author: str, *, draw: int) -> Preference:
+        """Against the words of the rule that the question is near to, or of any. A reply of the model that was cut
+        stays as it was drawn: its cut is no end to be learnt."""
         speaking = [rule.id for rule in self.charter.rules if rule.say]
         near = probe.rule if probe.rule in speaking else None
         rule_id = near or (random.Random(probe.id).choice(speaking) if speaking else None)
@@ -237,20 +238,21 @@ class _Contrast:
         )
 
     def _pair(
-        self, probe: Probe, chosen: str, rejected: Reply, source: str, author: str, why: str
+        self, probe: Probe, chosen: Reply, rejected: Reply, source: str, author: str, why: str
     ) -> Preference | None:
-        if chosen.strip() == rejected.text.strip():
+        if chosen.text.strip() == rejected.text.strip():
             self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(
             probe.prompt,
-            chosen,
+            chosen.text,
             rejected.text,
             rule=probe.rule,
             source=source,
             author=author,
             why=why,
             provenance={"charter": self.charter.digest, "model": self.model.digest, "probe": probe.id},
+            chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,
         )
 

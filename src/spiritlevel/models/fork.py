@@ -16,6 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+# Rows are padded to a multiple of this: fewer different shapes, for each of which oneDNN compiles and keeps a kernel.
+ROW_MULTIPLE = 16
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -64,7 +67,7 @@ class Layout:
 
 def lay_out(forks: Sequence[Fork], pad_token: int) -> Layout:
     """Lay forks out as rows, padded at the end to the longest. The padding is seen by nobody but itself."""
-    length = max(fork.length for fork in forks)
+    length = -(-max(fork.length for fork in forks) // ROW_MULTIPLE) * ROW_MULTIPLE
     tokens = torch.full((len(forks), length), pad_token)
     positions = torch.zeros((len(forks), length), dtype=torch.long)
     # Branch 0 is the prompt, k the k-th continuation, -1 padding.

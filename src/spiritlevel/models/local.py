@@ -24,11 +24,14 @@ from spiritlevel.store import digest_file, digest_json
 class LocalModel:
     """A Hugging Face causal language model with its tokenizer.
 
-    `name` is what the user called it, `folder` where its weights came from.
+    `name` is what the user called it, `folder` where its weights came from; `base`, if `folder` holds an adapter,
+    where the weights came from that it adapts.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, folder: Path | None = None) -> None:
-        self.model, self.tokenizer, self.name, self.folder = model, tokenizer, name, folder
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, folder: Path | None = None, base: Path | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.name, self.folder, self.base = model, tokenizer, name, folder, base
         self.model.eval()
 
     @property
@@ -41,11 +44,14 @@ class LocalModel:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the weights and the files that decide how they are used, and the precision."""
+        """SHA-256 over the weights and the files that decide how they are used, an adapter's base included, and the
+        precision."""
         if self.folder is None:
             raise ValueError("a model that was not loaded from files has no digest")
-        files = [path for path in sorted(self.folder.iterdir()) if path.suffix in _WEIGHTS or path.name in _DECIDING]
-        return digest_json([{path.name: digest_file(path) for path in files}, str(self.dtype)])
+        folders = [self.folder] if self.base is None else [self.folder, self.base]
+        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        decisive = [path for path in files if path.suffix in _WEIGHTS or path.name in _DECIDING]
+        return digest_json([[(path.name, digest_file(path)) for path in decisive], str(self.dtype)])
 
     @cached_property
     def pad_token(self) -> int:
@@ -195,6 +201,7 @@ def load_local(
     device = best_device()
     precision = getattr(torch, dtype) if dtype else best_dtype(device)
     adapter = folder / "adapter_config.json"
+    base: Path | None = None
     try:
         if adapter.exists() and not (folder / "config.json").exists():
             from peft import PeftModel
@@ -220,7 +227,7 @@ def load_local(
             where=str(folder),
             remedy="Use an instruct model, or add chat_template.jinja to the directory.",
         )
-    return LocalModel(model.to(device), tokenizer, name=name, folder=folder)
+    return LocalModel(model.to(device), tokenizer, name=name, folder=folder, base=base)
 
 
 def quiet_transformers() -> None:

@@ -65,8 +65,8 @@ def read_json(path: Path) -> Any:
     """Raises SpiritLevelError naming the file and the line if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpiritLevelError("there is no such file", where=str(path)) from None
+    except OSError as error:
+        raise _unreadable(error, path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", 1)
         raise SpiritLevelError(f"not valid JSON: {error}", where=f"{path}:{line}") from None
@@ -80,8 +80,8 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     rows.append((number, json.loads(line)))
-    except FileNotFoundError:
-        raise SpiritLevelError("there is no such file", where=str(path)) from None
+    except OSError as error:
+        raise _unreadable(error, path) from None
     except json.JSONDecodeError as error:
         raise SpiritLevelError(
             f"not valid JSON: {error.msg} at column {error.colno}",
@@ -141,6 +141,12 @@ def compute_missing(
         if on_progress is not None:
             on_progress(len(batch))
     return values
+
+
+def _unreadable(error: OSError, path: Path) -> SpiritLevelError:
+    if isinstance(error, FileNotFoundError):
+        return SpiritLevelError("there is no such file", where=str(path), remedy="Check the name and the folder.")
+    return SpiritLevelError(f"cannot be read: {error.strerror or error}", where=str(path))
 
 
 def _explained(error: OSError, path: Path) -> SpiritLevelError:

@@ -31,7 +31,8 @@ def add_lora(model: LocalModel, settings: LoraSettings, *, seed: int) -> LocalMo
     if model.folder is not None:
         model.model.config._name_or_path = str(model.folder.resolve())
     wrapped = get_peft_model(model.model, config, autocast_adapter_dtype=False)
-    return LocalModel(wrapped, model.tokenizer, name=model.name, folder=model.folder)
+    # No folder: what is trained is no longer what its files say, and has no digest until it is saved.
+    return LocalModel(wrapped, model.tokenizer, name=model.name)
 
 
 def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "merged"]) -> None:

@@ -69,6 +69,7 @@ def train(
         for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
     ]
     fingerprint = _fingerprint(objective, examples, config, model)
+    torch.manual_seed(config.seed)  # dropout
     history = _resume(folder, fingerprint, optimizer)
     model.model.train()
     saved_at = time.monotonic()
@@ -162,12 +163,13 @@ def _check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
 
 
 def _stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
-    if not isfinite(metrics["loss"]):
-        raise SpiritLevelError(
-            f"the loss is not a finite number at step {metrics['step']:.0f}",
-            where=str(folder),
-            remedy="Lower the learning rate; the last checkpoint is kept.",
-        )
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        if not isfinite(metrics[name]):
+            raise SpiritLevelError(
+                f"the {what} is not a finite number at step {metrics['step']:.0f}",
+                where=str(folder),
+                remedy="Lower the learning rate; the last checkpoint is kept.",
+            )
 
 
 def _fingerprint(objective: Objective, examples: Sequence[Example], config: TrainConfig, model: LocalModel) -> str:
@@ -183,7 +185,12 @@ def _fingerprint(objective: Objective, examples: Sequence[Example], config: Trai
 def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
     write_jsonl(folder / "metrics.jsonl", history)
     with atomic_path(folder / "checkpoint.pt") as temporary:
-        state = {"fingerprint": fingerprint, "history": json.dumps(history), **optimizer.state_dict()}
+        state = {
+            "fingerprint": fingerprint,
+            "history": json.dumps(history),
+            "random": torch.get_rng_state(),  # which a model with dropout draws from
+            **optimizer.state_dict(),
+        }
         torch.save(state, temporary)
 
 
@@ -196,5 +203,6 @@ def _resume(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[Step
     if state["fingerprint"] != fingerprint:
         return []
     optimizer.load_state_dict(state)
+    torch.set_rng_state(state["random"])
     history: list[StepMetrics] = json.loads(state["history"])
     return history
