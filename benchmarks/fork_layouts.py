@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiritlevel.models import PACKAGED, Fork, lay_out, open_local, score_layout
+from spiritlevel.models import PACKAGED, Fork, open_local, score_batch
 from spiritlevel.models.scoring import token_logprobs
 from spiritlevel.store import installed_versions, machine
 from spiritlevel.train import LoraSettings, add_lora
@@ -39,7 +39,7 @@ def make_forks(prompt: int, reply: int, pairs: int) -> list[Fork]:
 
 
 def tree(model: Any, forks: Sequence[Fork]) -> Tensor:
-    return score_layout(model, lay_out(forks, 0)).sums()
+    return score_batch(model, forks, pad_token=0).sums()
 
 
 def plain(model: Any, forks: Sequence[Fork]) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks import judge_probe
 from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload
-from spiritlevel.data.contrast import whole_sentences
+from spiritlevel.data.contrast import opening, whole_sentences
 from spiritlevel.models import Reply
 from spiritlevel.store import ContentStore, digest_json
 
@@ -98,6 +98,23 @@ def test_another_seed_words_refusals_differently(tmp_path):
     first, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), seed=0)
     second, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), seed=1)
     assert [p.chosen_text for p in first] != [p.chosen_text for p in second]
+
+
+def test_only_the_opening_of_a_rejected_reply_is_kept_where_its_stance_is_wrong(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), rejected_words=4)
+    expected = {probe.prompt: probe.expect for probe in PROBES}
+    lengths = {expect: [] for expect in expected.values()}
+    for pair in pairs:
+        if pair.source != "example":
+            lengths[expected[pair.chat[0]["content"]]].append(len(pair.rejected_text.split()))
+    assert max(lengths["refuse"]) == max(lengths["refer"]) == max(lengths["help"]) == 4
+    assert max(lengths["redact"]) > 4, "what must not be repeated may stand anywhere in a reply"
+    assert not any(pair.rejected_finished for pair in pairs if pair.source == "helpful")
+
+
+def test_an_opening_is_cut_between_words():
+    assert opening(Reply("One  two, three.", 5, True), 2) == Reply("One  two,", 0, False)
+    assert opening(Reply("One  two, three.", 5, True), 3) == Reply("One  two, three.", 5, True)
 
 
 def test_a_cut_reply_ends_at_its_last_sentence():

@@ -8,11 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.models import Fork, lay_out, plan_batches
-from spiritlevel.models.fork import ROW_MULTIPLE
+from spiritlevel.models.fork import ROW_MULTIPLE, SHARED_SAVES
 
 PAD = 0
 tokens = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
 forks = st.builds(Fork, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple))
+starts = st.lists(st.integers(1, 99), max_size=SHARED_SAVES + 10).map(tuple)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Fork]:
+    """Forks whose prompts begin alike, or not."""
+    start = draw(starts)
+    return [Fork(start + fork.prompt, fork.continuations) for fork in draw(st.lists(forks, min_size=1, max_size=4))]
 
 
 @pytest.mark.parametrize(("prompt", "continuations"), [((), ((1,),)), ((1,), ()), ((1,), ((),)), ((1,), ((1, 2), ()))])
@@ -21,9 +29,10 @@ def test_nothing_in_a_fork_may_be_empty(prompt: tuple[int, ...], continuations: 
         Fork(prompt, continuations)
 
 
-@given(st.lists(forks, min_size=1, max_size=4))
-def test_each_scored_token_is_predicted_from_its_own_past_alone(batch: list[Fork]) -> None:
-    layout = lay_out(batch, PAD)
+@given(batches(), st.booleans())
+def test_each_scored_token_is_predicted_from_its_own_past_alone(batch: list[Fork], share: bool) -> None:
+    layout = lay_out(batch, PAD, share_start=share)
+    common = len(layout.start)
     scored = zip(layout.row.tolist(), layout.column.tolist(), layout.targets.tolist(), strict=True)
     expected = [
         (index, (*fork.prompt, *continuation[:place]), continuation[place])
@@ -33,13 +42,14 @@ def test_each_scored_token_is_predicted_from_its_own_past_alone(batch: list[Fork
     ]
     seen = []
     for row, column, target in scored:
-        visible = layout.sees[row, column]
-        assert layout.positions[row, visible].tolist() == list(range(int(visible.sum())))
-        seen.append((row, tuple(layout.tokens[row, visible].tolist()), target))
+        assert layout.sees[row, column, :common].all()
+        visible = layout.sees[row, column, common:]
+        assert layout.positions[row, visible].tolist() == list(range(common, common + int(visible.sum())))
+        seen.append((row, (*layout.start.tolist(), *layout.tokens[row, visible].tolist()), target))
     assert seen == expected
 
 
-@given(st.lists(forks, min_size=1, max_size=4))
+@given(batches())
 def test_owners_count_the_continuations_through_the_batch(batch: list[Fork]) -> None:
     layout = lay_out(batch, PAD)
     lengths = [len(continuation) for fork in batch for continuation in fork.continuations]
@@ -49,17 +59,33 @@ def test_owners_count_the_continuations_through_the_batch(batch: list[Fork]) -> 
     assert len(layout.targets) == sum(fork.scored for fork in batch)
 
 
-@given(st.lists(forks, min_size=1, max_size=4))
+@given(batches())
 def test_the_rows_hold_the_longest_fork_and_the_rest_is_unseen_padding(batch: list[Fork]) -> None:
     layout = lay_out(batch, PAD)
     rows, length = layout.tokens.shape
+    common = len(layout.start)
     assert rows == len(batch)
-    assert length % ROW_MULTIPLE == 0 and 0 <= length - max(fork.length for fork in batch) < ROW_MULTIPLE
-    for row, fork in enumerate(batch):
-        assert (layout.tokens[row, : fork.length] != PAD).all()
-        assert (layout.tokens[row, fork.length :] == PAD).all()
-        assert not layout.sees[row, : fork.length, fork.length :].any()
+    assert layout.sees.shape == (rows, length, common + length)
+    lengths = [fork.length - common for fork in batch]
+    assert length % ROW_MULTIPLE == 0 and 0 <= length - max(lengths) < ROW_MULTIPLE
+    for row, end in enumerate(lengths):
+        assert (layout.tokens[row, :end] != PAD).all()
+        assert (layout.tokens[row, end:] == PAD).all()
+        assert not layout.sees[row, :end, common + end :].any()
     assert layout.sees.any(-1).all(), "a position that sees nothing would be NaN after the softmax"
+
+
+@given(batches())
+def test_a_start_is_shared_if_it_is_long_enough_and_never_the_whole_of_a_prompt(batch: list[Fork]) -> None:
+    layout = lay_out(batch, PAD)
+    common = len(layout.start)
+    assert common == 0 or common * (len(batch) - 1) >= SHARED_SAVES
+    assert all(fork.prompt[:common] == tuple(layout.start.tolist()) for fork in batch)
+    assert common < min(len(fork.prompt) for fork in batch)
+    prompts = [fork.prompt for fork in batch]
+    if len(batch) > 1 and all(len(p) > SHARED_SAVES and p[:SHARED_SAVES] == prompts[0][:SHARED_SAVES] for p in prompts):
+        assert common >= SHARED_SAVES, "it was worth sharing"
+    assert len(lay_out(batch, PAD, share_start=False).start) == 0
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))

@@ -17,6 +17,7 @@ from spiritlevel.chat import Chat, assistant, system, user
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, LocalModel, answer_all, local, open_local
 from spiritlevel.store import ContentStore
+from spiritlevel.train import LoraSettings, add_lora, save_trained
 from tiny import END, OPENING, START, build_model, save_model
 
 MODEL = build_model()

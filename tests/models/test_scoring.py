@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, LocalModel, lay_out, score_forks, score_layout, scoring, verify_engine
+from spiritlevel.models import Fork, LocalModel, lay_out, score_batch, score_forks, scoring, verify_engine
 from spiritlevel.models.scoring import LogitTransform, token_logprobs
 from spiritlevel.train import DPO, Example, LoraSettings, Window, add_lora
 from tiny import SIZES, VOCABULARY, build_llama, build_qwen2, build_tokenizer, randomise
@@ -70,6 +70,12 @@ def draw_forks(count: int, continuations: int = 2, *, seed: int = 0, longest: in
     return [Fork(draw(), tuple(draw() for _ in range(continuations))) for _ in range(count)]
 
 
+def begin_alike(batch: list[Fork], count: int) -> list[Fork]:
+    """The same forks after `count` tokens that all have in common."""
+    start = tuple(random.Random(7).randrange(VOCABULARY) for _ in range(count))
+    return [Fork(start + fork.prompt, fork.continuations) for fork in batch]
+
+
 def with_lora(model: Any, *, seed: int = 5) -> Any:
     """An adapter that has moved away from its start."""
     student = add_lora(LocalModel(model, build_tokenizer(), name="tiny"), LoraSettings(4, 8), seed=seed).model
@@ -96,17 +102,19 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("start", [0, 48], ids=["apart", "common-start"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("chunk", [None, 1, 3 * 4 * VOCABULARY], ids=["whole", "token", "three-tokens"])
 @pytest.mark.parametrize("trained", ["lora", "untied", "tied"])
 @pytest.mark.parametrize("name", BUILD)
 def test_dpo_equals_the_plain_unshared_computation(
-    name: str, trained: str, chunk: int | None, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, trained: str, chunk: int | None, checkpointing: bool, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = BUILD[name](tie_word_embeddings=trained == "tied")
     if trained == "lora":
         model = with_lora(model)
-    batch = [*draw_forks(3), Fork((1, 2, 3), ((4,), (5, 6)))]
+    batch = begin_alike([*draw_forks(3), Fork((1, 2, 3), ((4,), (5, 6)))], start)
+    assert len(lay_out(batch, PAD).start) == start
     source = random.Random(1)
     references = [tuple(-source.uniform(5, 50) for _ in range(2)) for _ in batch]
     beta, nll_weight = 0.3, 0.5
@@ -125,7 +133,7 @@ def test_dpo_equals_the_plain_unshared_computation(
         model.train()
         model.activation_checkpointing_enable()
     examples = [Example(fork, reference) for fork, reference in zip(batch, references, strict=True)]
-    scores = score_layout(model, lay_out(batch, PAD))
+    scores = score_batch(model, batch, pad_token=PAD)
     loss, _ = DPO(beta, nll_weight).loss(scores, examples, Window.over(examples))
     found = gradients(model, loss)
 
@@ -155,9 +163,10 @@ def test_a_fresh_adapter_and_a_switched_off_one_are_the_base_exactly(name: str) 
 
 @pytest.mark.parametrize("name", BUILD)
 @settings(max_examples=25)
-@given(batch=st.lists(forks, min_size=1, max_size=4), data=st.data())
-def test_a_score_depends_on_its_own_fork_alone(name: str, batch: list[Fork], data: st.DataObject) -> None:
+@given(batch=st.lists(forks, min_size=1, max_size=4), start=st.sampled_from([0, 130]), data=st.data())
+def test_a_score_depends_on_its_own_fork_alone(name: str, batch: list[Fork], start: int, data: st.DataObject) -> None:
     model = shared_model(name)
+    batch = begin_alike(batch, start)
     expected = plain_scores(model, batch)
     assert close(engine_scores(model, batch), expected)
 
@@ -185,7 +194,7 @@ def test_plain_attention_on_short_rows_agrees_with_the_fused_kernel(name: str, m
     found = {}
     for limit in (0, 10_000):
         monkeypatch.setattr(scoring, "PLAIN_ATTENTION_UP_TO", limit)
-        sums = score_layout(model, lay_out(batch, PAD)).sums()
+        sums = score_batch(model, batch, pad_token=PAD).sums()
         sums.sum().backward()
         gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
         model.zero_grad()
@@ -199,7 +208,7 @@ def test_plain_attention_on_short_rows_agrees_with_the_fused_kernel(name: str, m
 
 def test_sums_and_counts_are_per_continuation() -> None:
     batch = [Fork((1, 2), ((3,), (4, 5, 6))), Fork((7,), ((8, 9),))]
-    scores = score_layout(shared_model("llama"), lay_out(batch, PAD))
+    scores = score_batch(shared_model("llama"), batch, pad_token=PAD)
     assert scores.counts().tolist() == [1, 3, 2]
     parts = scores.logprobs.split([1, 3, 2])
     assert torch.equal(scores.sums(), torch.stack([part.sum() for part in parts]))
@@ -212,7 +221,7 @@ def test_dpo_starts_at_ln_2() -> None:
         Example(fork, tuple(values)) for fork, values in zip(batch, engine_scores(base, batch, 40), strict=True)
     ]
     student = add_lora(LocalModel(build_qwen2(), build_tokenizer(), name="tiny"), LoraSettings(), seed=0)
-    scores = score_layout(student.model, lay_out(batch, PAD))
+    scores = score_batch(student.model, batch, pad_token=PAD)
     loss, metrics = DPO(beta=0.1).loss(scores, examples, Window.over(examples))
     assert abs(loss.item() - log(2)) <= 1e-12
     assert abs(float(metrics["margin"])) <= 1e-12

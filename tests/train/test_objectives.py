@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spiritlevel.data import Preference
-from spiritlevel.models import Fork, ForkScores, LocalModel, lay_out, score_layout
+from spiritlevel.models import Fork, ForkScores, LocalModel, score_batch
 from spiritlevel.train import DPO, OBJECTIVES, SFT, Example, Window, dpo_loss
 from tiny import build_llama
 
@@ -82,7 +82,7 @@ def test_losses_and_metrics_of_the_parts_add_up_to_the_whole(objective: DPO | SF
     window = Window.over(examples)
 
     def measure(part: list[Example]) -> dict[str, float]:
-        scores = score_layout(model, lay_out([example.fork for example in part], 0))
+        scores = score_batch(model, [example.fork for example in part], pad_token=0)
         loss, metrics = objective.loss(scores, part, window)
         return {name: float(value.detach()) for name, value in {"loss": loss, **metrics}.items()}
 
@@ -108,7 +108,7 @@ def test_sft_is_the_loss_of_transformers_with_masked_labels() -> None:
         mask.append([1] * (longest - padding) + [0] * padding)
     expected = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), labels=torch.tensor(labels)).loss
     examples = [Example(fork) for fork in forks]
-    loss, metrics = SFT().loss(score_layout(model, lay_out(forks, 0)), examples, Window.over(examples))
+    loss, metrics = SFT().loss(score_batch(model, forks, pad_token=0), examples, Window.over(examples))
     # transformers takes its loss in float32.
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
     assert float(metrics["nll"]) == float(loss.detach())

@@ -29,13 +29,17 @@ class ContrastConfig:
     """samples: replies drawn under the charter for a question that must be declined, the first greedy, for the
     first `drawn_per_rule` questions of each rule; the others get the charter's own words at once.
 
+    rejected_words: how much of a rejected reply is kept where its stance is what is wrong. A reply takes its stance
+    in its opening; the rest would cost time and teach nothing about it.
+
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
 
     samples: int = 1
-    drawn_per_rule: int = 16
+    drawn_per_rule: int = 8
     max_new_tokens: int = 32
+    rejected_words: int = 10
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -105,6 +109,12 @@ def whole_sentences(text: str) -> str:
     """A reply that was cut at its token limit, up to its last full sentence; all of it if there is none."""
     ends = [match.end() for match in re.finditer(r"(?<=[a-z)\]\"'%])[.!?](?=\s|$)", text)]
     return text[: ends[-1]] if ends else text
+
+
+def opening(reply: Reply, words: int) -> Reply:
+    """The first `words` words of a reply, as one that was cut; the reply itself if it has no more."""
+    parts = re.findall(r"\s*\S+", reply.text)
+    return reply if len(parts) <= words else Reply("".join(parts[:words]), 0, finished=False)
 
 
 @dataclass
@@ -240,7 +250,9 @@ class _Contrast:
     def _pair(
         self, probe: Probe, chosen: Reply, rejected: Reply, source: str, author: str, why: str
     ) -> Preference | None:
-        if chosen.text.strip() == rejected.text.strip():
+        if probe.expect != "redact":
+            rejected = opening(rejected, self.config.rejected_words)
+        if chosen.text.strip().startswith(rejected.text.strip()):
             self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(

@@ -7,7 +7,7 @@ from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.sampling import Completion, Sampling, decode
-from spiritlevel.models.scoring import ForkScores, score_forks, score_layout, verify_engine
+from spiritlevel.models.scoring import ForkScores, score_batch, score_forks, verify_engine
 
 ChatModel = LocalModel | RemoteModel
 
@@ -29,7 +29,7 @@ __all__ = [
     "open_local",
     "open_model",
     "plan_batches",
+    "score_batch",
     "score_forks",
-    "score_layout",
     "verify_engine",
 ]

@@ -2,9 +2,10 @@
 
 A fork becomes one row `[prompt | y1 | y2 | ...]`. Position ids restart after the prompt for every
 continuation and a tree attention mask hides the continuations from each other, so that each sees exactly
-what it would see alone, while the prompt is computed once. The layout needs no KV cache and therefore
-works under gradient checkpointing and FSDP. `benchmarks/fork_layouts.py` compares it with the shared
-KV cache.
+what it would see alone, while the prompt is computed once. What all prompts of a batch have in common at their
+start (a system prompt, few-shot examples) is laid out before the rows and computed once for all of them.
+A row needs no KV cache and therefore works under gradient checkpointing and FSDP; a common start needs one, and
+is left in the rows there. `benchmarks/fork_layouts.py` compares rows with a KV cache for each continuation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+# A common start is worth a forward pass of its own when it saves at least this many tokens in the rows.
+SHARED_SAVES = 128
 # Rows are padded to a multiple of this: fewer different shapes, for each of which oneDNN compiles and keeps a kernel.
 ROW_MULTIPLE = 16
 
@@ -46,14 +49,16 @@ class Fork:
 class Layout:
     """A padded batch of rows, and where each scored token is predicted.
 
-    tokens, positions: [rows, length]; sees: [rows, length, length], row i may attend to column j.
-    For each of the N scored tokens: `row` and `column` of the hidden state that predicts it, its id in
-    `targets`, and `owner`, the number of its continuation counted through the whole batch.
+    start: the tokens that come before every row, possibly none; tokens, positions: [rows, length]; sees: [rows,
+    length, start + length], token i of a row may attend to j of the start and the row. For each of the N scored
+    tokens: `row` and `column` of the hidden state that predicts it, its id in `targets`, and `owner`, the number of
+    its continuation counted through the whole batch.
     """
 
+    start: Int[Tensor, " shared"]
     tokens: Int[Tensor, "rows length"]
     positions: Int[Tensor, "rows length"]
-    sees: Bool[Tensor, "rows length length"]
+    sees: Bool[Tensor, "rows length start+length"]
     row: Int[Tensor, " scored"]
     column: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
@@ -65,9 +70,12 @@ class Layout:
         return Layout(**tensors, continuations=self.continuations)
 
 
-def lay_out(forks: Sequence[Fork], pad_token: int) -> Layout:
+def lay_out(forks: Sequence[Fork], pad_token: int, *, share_start: bool = True) -> Layout:
     """Lay forks out as rows, padded at the end to the longest. The padding is seen by nobody but itself."""
-    length = -(-max(fork.length for fork in forks) // ROW_MULTIPLE) * ROW_MULTIPLE
+    # The last token of a prompt stays in its row: it predicts the reply.
+    common = shared_start([fork.prompt[:-1] for fork in forks]) if share_start and len(forks) > 1 else 0
+    common = common if common * (len(forks) - 1) >= SHARED_SAVES else 0
+    length = -(-(max(fork.length for fork in forks) - common) // ROW_MULTIPLE) * ROW_MULTIPLE
     tokens = torch.full((len(forks), length), pad_token)
     positions = torch.zeros((len(forks), length), dtype=torch.long)
     # Branch 0 is the prompt, k the k-th continuation, -1 padding.
@@ -78,29 +86,43 @@ def lay_out(forks: Sequence[Fork], pad_token: int) -> Layout:
     owner: list[int] = []
     number = 0
     for index, fork in enumerate(forks):
-        shared = len(fork.prompt)
-        tokens[index, :shared] = torch.tensor(fork.prompt)
-        positions[index, :shared] = torch.arange(shared)
-        branch[index, :shared] = 0
-        start = shared
+        prompt = fork.prompt[common:]
+        start = len(prompt)
+        tokens[index, :start] = torch.tensor(prompt)
+        positions[index, :start] = torch.arange(common, len(fork.prompt))
+        branch[index, :start] = 0
         for k, continuation in enumerate(fork.continuations, start=1):
             end = start + len(continuation) - 1
             tokens[index, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
-            positions[index, start:end] = torch.arange(shared, shared + end - start)
+            positions[index, start:end] = torch.arange(len(fork.prompt), len(fork.prompt) + end - start)
             branch[index, start:end] = k
             row += [index] * len(continuation)
-            column += [shared - 1, *range(start, end)]
+            column += [len(prompt) - 1, *range(start, end)]
             targets += continuation
             owner += [number] * len(continuation)
             start, number = end, number + 1
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same_branch = branch[:, :, None] == branch[:, None, :]
     in_prompt = (branch == 0)[:, None, :]
-    sees = causal & (same_branch | in_prompt)
+    in_row = causal & (same_branch | in_prompt)
     return Layout(
-        tokens, positions, sees, torch.tensor(row), torch.tensor(column), torch.tensor(targets),
-        torch.tensor(owner), number,
-    )  # fmt: skip
+        start=torch.tensor(forks[0].prompt[:common], dtype=torch.long),
+        tokens=tokens,
+        positions=positions,
+        sees=torch.cat([in_row.new_ones(len(forks), length, common), in_row], dim=2),
+        row=torch.tensor(row),
+        column=torch.tensor(column),
+        targets=torch.tensor(targets),
+        owner=torch.tensor(owner),
+        continuations=number,
+    )
+
+
+def shared_start(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences have in common at their start."""
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))  # all others lie between these two
+    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differs, min(len(first), len(last)))
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

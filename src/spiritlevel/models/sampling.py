@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from spiritlevel.models.fork import shared_start
+
 # Rows decoded together: with more, two cores give hardly more tokens a second and the cache grows.
 ROWS_PER_BATCH = 40
 # A batch is closed early, once it is worth its pass over the weights, rather than lose this many shared tokens.
@@ -48,7 +50,7 @@ def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     batches: list[list[int]] = []
     shared: Sequence[int] = ()
     for index in order:
-        common = shared[: _shared_length([shared, prompts[index]])]
+        common = shared[: shared_start([shared, prompts[index]])]
         batch = batches[-1] if batches else None
         loses = len(shared) - len(common) >= WORTHWHILE_PREFIX and batch is not None and len(batch) > 1
         if batch is None or len(batch) == ROWS_PER_BATCH or (loses and len(batch) >= WORTHWHILE_ROWS):
@@ -129,13 +131,6 @@ def choose_tokens(
     return order.gather(-1, place)[:, 0]
 
 
-def _shared_length(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences have in common at their start."""
-    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))  # all others lie between these two
-    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return next(differs, min(len(first), len(last)))
-
-
 def _prefill(
     model: Any, prompts: Sequence[Sequence[int]], room: int, pad_token: int, device: torch.device
 ) -> tuple[DynamicCache, Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]]:
@@ -143,7 +138,7 @@ def _prefill(
 
     What the prompts share at their start is computed for one row and repeated; the rest is padded on the left.
     """
-    shared = _shared_length([prompt[:-1] for prompt in prompts])
+    shared = shared_start([prompt[:-1] for prompt in prompts])
     rest = [tuple(prompt[shared:]) for prompt in prompts]
     width = max(map(len, rest))
     cache = DynamicCache(config=model.config)

@@ -16,6 +16,7 @@ import torch
 import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
@@ -47,16 +48,32 @@ class ForkScores:
         return torch.bincount(self.owner, minlength=self.continuations)
 
 
+def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int) -> ForkScores:
+    """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled."""
+    # A checkpointed layer keeps no cache, which the common start of a batch needs.
+    share = not _parts(model)[0].is_activation_checkpointing
+    return score_layout(model, lay_out(forks, pad_token, share_start=share))
+
+
 def score_layout(model: Any, layout: Layout) -> ForkScores:
-    """Score one laid-out micro-batch with a Hugging Face causal language model (or PEFT model)."""
+    """Score one laid-out micro-batch."""
     trunk, head, transform = _parts(model)
     layout = layout.to(head.weight.device)
     dtype = head.weight.dtype
     mask = torch.zeros(layout.sees.shape, dtype=dtype, device=layout.sees.device)
     mask = mask.masked_fill_(~layout.sees, torch.finfo(dtype).min)[:, None]
     with _attention_for(trunk, layout):
+        cache = None
+        if layout.start.numel():
+            cache = DynamicCache()
+            trunk(input_ids=layout.start[None], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(layout.tokens))
         hidden = trunk(
-            input_ids=layout.tokens, attention_mask=mask, position_ids=layout.positions, use_cache=False
+            input_ids=layout.tokens,
+            attention_mask=mask,
+            position_ids=layout.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
     predicting = hidden[layout.row, layout.column]
     logprobs = token_logprobs(predicting, head.weight, head.bias, layout.targets, transform)
@@ -68,7 +85,7 @@ def score_forks(model: Any, forks: Sequence[Fork], *, pad_token: int, token_budg
     """log π(y|x) of every continuation of every fork, without gradients, in the order given."""
     sums: list[list[float]] = [[] for _ in forks]
     for batch in plan_batches([fork.length for fork in forks], token_budget):
-        scored = score_layout(model, lay_out([forks[index] for index in batch], pad_token)).sums().tolist()
+        scored = score_batch(model, [forks[index] for index in batch], pad_token=pad_token).sums().tolist()
         for index in batch:
             count = len(forks[index].continuations)
             sums[index], scored = scored[:count], scored[count:]
@@ -82,7 +99,8 @@ def verify_engine(model: Any, fork: Fork, *, pad_token: int) -> None:
     Raises SpiritLevelError if an architecture does something between trunk and logits, or with masks, that
     the engine does not know. Cheap enough to run once before each training.
     """
-    fast = score_layout(model, lay_out([fork], pad_token)).sums()
+    # Twice, so that the two have a start in common.
+    fast = score_batch(model, [fork, fork], pad_token=pad_token).sums()[: len(fork.continuations)]
     plain = []
     for continuation in fork.continuations:
         ids = torch.tensor([[*fork.prompt, *continuation]], device=fast.device)
@@ -179,7 +197,7 @@ class _FrozenHead(torch.autograd.Function):
 def _attention_for(trunk: Any, layout: Layout) -> Iterator[None]:
     """Plain attention instead of the fused kernel where it is faster."""
     config, usual = trunk.config, trunk.config._attn_implementation
-    short = layout.tokens.shape[1] <= PLAIN_ATTENTION_UP_TO and layout.tokens.device.type == "cpu"
+    short = layout.sees.shape[2] <= PLAIN_ATTENTION_UP_TO and layout.tokens.device.type == "cpu"
     short = short and trunk.dtype == torch.bfloat16
     # A checkpointed layer runs again in the backward pass, after this has ended, and must then do the same.
     if short and usual == "sdpa" and not trunk.is_activation_checkpointing:

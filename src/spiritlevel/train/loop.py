@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import LocalModel, lay_out, plan_batches, score_forks, score_layout, verify_engine
+from spiritlevel.models import LocalModel, plan_batches, score_batch, score_forks, verify_engine
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.objective import Example, Objective, Window
@@ -80,7 +80,7 @@ def train(
         metrics: dict[str, torch.Tensor] = {}
         for part in plan_batches([example.fork.length for example in batch], config.token_budget):
             micro = [batch[index] for index in part]
-            scores = score_layout(model.model, lay_out([example.fork for example in micro], model.pad_token))
+            scores = score_batch(model.model, [example.fork for example in micro], pad_token=model.pad_token)
             loss, more = objective.loss(scores, micro, window)
             accelerator.backward(loss)
             for name, value in {"loss": loss.detach(), **more}.items():
