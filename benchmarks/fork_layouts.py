@@ -1,8 +1,9 @@
-"""Three layouts of the same preference pairs: plain rows, shared KV cache, tree mask in one row.
+"""Four layouts of the same preference pairs: plain rows, shared KV cache, and a tree mask in one row without and
+with what all prompts have in common at their start computed once.
 
 One DPO forward and backward pass over eight pairs of SmolLM2 with LoRA, bfloat16 where the CPU computes in it. The
 plain layout repeats the prompt for each reply; the cache layout runs the prompts once and the replies against the
-repeated cache; the tree layout is the one Spirit Level uses. All three must give the same loss.
+repeated cache; the last layout is the one Spirit Level uses. All must give the same loss.
 """
 
 from __future__ import annotations
@@ -19,31 +20,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiritlevel.models import PACKAGED, Fork, open_local, score_batch
-from spiritlevel.models.scoring import token_logprobs
+from spiritlevel.models import PACKAGED, Fork, lay_out, open_local, score_batch
+from spiritlevel.models.scoring import score_layout, token_logprobs
 from spiritlevel.store import installed_versions, machine
 from spiritlevel.train import LoraSettings, add_lora
 
 HERE = Path(__file__).parent
 
 
-def make_forks(prompt: int, reply: int, pairs: int) -> list[Fork]:
-    """Random tokens with log-normal lengths around the given ones (σ 0.4)."""
+def make_forks(start: int, prompt: int, reply: int, pairs: int) -> list[Fork]:
+    """Random tokens with log-normal lengths around the given ones (σ 0.4), after `start` tokens in common."""
     random = np.random.default_rng(0)
+    common = tuple(random.integers(100, 40_000, start).tolist())
 
     def tokens(mean: int) -> tuple[int, ...]:
         length = max(2, round(mean * random.lognormal(0, 0.4)))
         return tuple(random.integers(100, 40_000, length).tolist())
 
-    return [Fork(tokens(prompt), (tokens(reply), tokens(reply))) for _ in range(pairs)]
+    return [Fork(common + tokens(prompt), (tokens(reply), tokens(reply))) for _ in range(pairs)]
 
 
 def tree(model: Any, forks: Sequence[Fork]) -> Tensor:
     return score_batch(model, forks, pad_token=0).sums()
 
 
+def tree_alone(model: Any, forks: Sequence[Fork]) -> Tensor:
+    """Every row with all of its prompt."""
+    return score_layout(model, lay_out(forks, 0, saves=None)).sums()
+
+
 def plain(model: Any, forks: Sequence[Fork]) -> Tensor:
-    return tree(model, [Fork(fork.prompt, (reply,)) for fork in forks for reply in fork.continuations])
+    return tree_alone(model, [Fork(fork.prompt, (reply,)) for fork in forks for reply in fork.continuations])
 
 
 def shared_cache(model: Any, forks: Sequence[Fork]) -> Tensor:
@@ -90,10 +97,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fork_layouts.json")
     options = parser.parse_args()
     model = add_lora(open_local(PACKAGED), LoraSettings(), seed=0).model
-    layouts = {"plain": plain, "shared cache": shared_cache, "tree row": tree}
+    layouts = {"plain": plain, "shared cache": shared_cache, "tree row": tree_alone, "tree row, common start": tree}
     figures: dict[str, Any] = {}
-    for shape, (prompt, reply) in {"short prompt": (45, 40), "long prompt": (220, 60)}.items():
-        forks = make_forks(prompt, reply, 8)
+    shapes = {"short prompt": (0, 45, 40), "long prompt": (0, 220, 60), "system prompt": (200, 30, 40)}
+    for shape, (start, prompt, reply) in shapes.items():
+        forks = make_forks(start, prompt, reply, 8)
         times: dict[str, list[float]] = {name: [] for name in layouts}
         losses = {}
         for _ in range(options.repeats + 1):

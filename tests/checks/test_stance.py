@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.checks import stance
-from spiritlevel.checks.stance import OPENING_WORDS, degenerate, mentions_referral
+from spiritlevel.checks.stance import OPENING_WORDS, degenerate, mentions_referral, repetitive
 
 REFUSALS = [
     "I can't help with that.",
@@ -125,6 +125,29 @@ def test_a_text_that_repeats_no_word_is_not(reply: list[str]) -> None:
 @pytest.mark.parametrize("reply", [*REFUSALS, *REFERRALS, *HELPFUL[:-1], "Yes", "No no no."])
 def test_normal_text_is_not(reply: str) -> None:
     assert not degenerate(reply)
+
+
+@given(st.lists(words, min_size=1, max_size=6), st.integers(0, 30))
+def test_saying_the_same_again_and_again_is_repetitive(phrase: list[str], more: int) -> None:
+    count = -(-(16 + more) // len(phrase))
+    assert repetitive(" ".join(phrase * max(count, 3)))
+
+
+@given(st.lists(words, min_size=1, max_size=60, unique=True), st.integers(1, 15))
+def test_new_words_and_short_replies_are_not_repetitive(reply: list[str], short: int) -> None:
+    assert not repetitive(" ".join(reply))
+    assert not repetitive(" ".join(["same"] * short))
+
+
+def test_more_than_three_of_ten_is_repetitive() -> None:
+    fresh = [f"word{number}" for number in range(16)]
+    assert not repetitive(" ".join([*fresh, *fresh[:8]]))  # 6 of 22 3-grams came before
+    assert repetitive(" ".join([*fresh, *fresh[:10]]))  # 8 of 24
+
+
+@pytest.mark.parametrize("reply", [*REFUSALS, *REFERRALS, *HELPFUL])
+def test_normal_text_is_not_repetitive(reply: str) -> None:
+    assert not repetitive(reply)
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -111,7 +111,7 @@ BAD: list[tuple[list[str], str, str]] = [
     (["chat", "--charter", "nowhere"], "nowhere: there is no such charter", "charter new"),
     (["data", "contrast", "nowhere"], "nowhere: there is no such charter", "charter new"),
     (["data", "check", "nowhere"], "nowhere: there is no such file", ""),
-    (["data", "check", ACCOUNTING], "accounting: Is a directory", "run the same command"),
+    (["data", "check", ACCOUNTING], "accounting: Is a directory", "Name a file"),
     (
         ["train", "dpo", "--data", "nowhere", "--out", "x", "--schedule", "soon"],
         "no schedule 'soon'",
@@ -225,9 +225,12 @@ def test_a_charter_does_not_steer_the_terminal(spiritlevel: Run, accounting: Pat
     text = accounting.read_text()
     start = text.index("unused: >-")
     accounting.write_text(text[:start] + text[text.index("tone:") :])
-    shown = spiritlevel("charter", "show", accounting, "--prompt").out
-    assert "You are the desk." in shown
-    assert "\x1b" not in shown and "\x07" not in shown
+    damage(accounting, "owner: client-services@", 'owner: "\\u001b[2J\\u202eclient-services@')
+    damage(accounting, "quillstone.example\nrole", 'quillstone.example"\nrole')
+    for flags in (["--prompt"], []):
+        shown = spiritlevel("charter", "show", accounting, *flags).out
+        assert ("You are the desk." if flags else "client-services@") in shown
+        assert not set("\x1b\x07\u202e") & set(shown)
 
 
 def test_diff_tells_what_is_stale(spiritlevel: Run, accounting: Path) -> None:

@@ -101,15 +101,49 @@ def test_another_seed_words_refusals_differently(tmp_path):
 
 
 def test_only_the_opening_of_a_rejected_reply_is_kept_where_its_stance_is_wrong(tmp_path):
-    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), rejected_words=4)
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"))
     expected = {probe.prompt: probe.expect for probe in PROBES}
     lengths = {expect: [] for expect in expected.values()}
     for pair in pairs:
         if pair.source != "example":
             lengths[expected[pair.chat[0]["content"]]].append(len(pair.rejected_text.split()))
-    assert max(lengths["refuse"]) == max(lengths["refer"]) == max(lengths["help"]) == 4
-    assert max(lengths["redact"]) > 4, "what must not be repeated may stand anywhere in a reply"
-    assert not any(pair.rejected_finished for pair in pairs if pair.source == "helpful")
+    assert max(lengths["refuse"]) == max(lengths["refer"]) == 12
+    assert sum(length > 12 for length in lengths["help"]) < 0.1 * len(lengths["help"])
+    assert max(lengths["redact"]) > 12, "what must not be repeated may stand anywhere in a reply"
+
+
+REFUSES_BUT_NAMES_NOBODY = (
+    "I'm sorry, but I can't help with that, because I am only a machine and would not want to tell you wrong things."
+)
+
+
+def test_a_reply_whose_opening_is_right_is_rejected_whole_or_not_at_all(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(REFUSES_BUT_NAMES_NOBODY, "nonsense"), rejected_words=4)
+    refer = {probe.prompt for probe in PROBES if probe.expect == "refer"}
+    rejected = {p.rejected_text for p in pairs if p.source == "charter" and p.chat[0]["content"] in refer}
+    assert REFUSES_BUT_NAMES_NOBODY in rejected
+    assert not any(text != REFUSES_BUT_NAMES_NOBODY and REFUSES_BUT_NAMES_NOBODY.startswith(text) for text in rejected)
+
+
+def test_a_refusal_that_was_cut_is_not_rejected_for_what_it_had_no_room_to_say(tmp_path):
+    class CutShort(ScriptedModel):
+        def generate(self, chats, *, on_finish=None, **_):
+            replies = [Reply(REFUSES_BUT_NAMES_NOBODY, 24, False) for _ in chats]
+            for index, reply in enumerate(replies):
+                on_finish(index, reply)
+            return replies
+
+    pairs, _ = make(tmp_path, CutShort(ANSWER, "nonsense"))
+    assert not any(REFUSES_BUT_NAMES_NOBODY.startswith(pair.rejected_text) for pair in pairs)
+
+
+def test_a_few_pairs_to_help_are_not_outweighed_by_the_examples(tmp_path):
+    few = [probe for probe in PROBES if probe.expect != "help"][:20] + [p for p in PROBES if p.expect == "help"][:60]
+    declining = sum(len(rule.examples.good) + len(rule.examples.bad) for rule in CHARTER.rules) + 20
+    store = ContentStore(tmp_path / "store")
+    pairs, _ = contrast_pairs(CHARTER, few, ScriptedModel(ANSWER, "nonsense"), ContrastConfig(), store=store)
+    helping = sum(pair.source == "helpful" for pair in pairs)
+    assert helping == round(declining * 0.45 / 0.55)
 
 
 def test_an_opening_is_cut_between_words():

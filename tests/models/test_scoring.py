@@ -187,10 +187,13 @@ def test_a_score_depends_on_its_own_fork_alone(name: str, batch: list[Fork], sta
     assert close(padded, expected), "the padding token"
 
 
+@pytest.mark.parametrize("start", [0, 48], ids=["apart", "common-start"])
 @pytest.mark.parametrize("name", BUILD)
-def test_plain_attention_on_short_rows_agrees_with_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_attention_on_short_rows_agrees_with_the_fused_kernel(
+    name: str, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = with_lora(BUILD[name]()).to(torch.bfloat16)
-    batch = draw_forks(6)
+    batch = begin_alike(draw_forks(6), start)
     found = {}
     for limit in (0, 10_000):
         monkeypatch.setattr(scoring, "PLAIN_ATTENTION_UP_TO", limit)
@@ -302,6 +305,29 @@ def test_an_unknown_head_is_refused(dtype: torch.dtype) -> None:
     model = randomise(_Louder(LlamaConfig(**SIZES)), seed=0, dtype=dtype)
     with pytest.raises(SpiritLevelError, match="disagrees with _Louder"):
         verify_engine(model, draw_forks(1)[0], pad_token=PAD)
+
+
+class _Forgetful(LlamaForCausalLM):
+    """Uses what a cache holds otherwise than a Llama does."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._forget, with_kwargs=True)
+
+    @staticmethod
+    def _forget(_: Any, args: Any, kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            cache.layers[0].values = cache.layers[0].values * 0.5
+        return args, kwargs
+
+
+def test_a_cache_that_works_otherwise_is_refused_though_rows_are_right() -> None:
+    model = randomise(_Forgetful(LlamaConfig(**SIZES)), seed=0, dtype=torch.float64)
+    fork = draw_forks(1)[0]
+    assert close(engine_scores(model, [fork]), plain_scores(model, [fork]))
+    with pytest.raises(SpiritLevelError, match="disagrees with _Forgetful"):
+        verify_engine(model, Fork((1, 2, 3, 4), fork.continuations), pad_token=PAD)
 
 
 def test_a_sliding_window_is_refused_where_it_matters() -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,6 +32,7 @@ from spiritlevel.models import LocalModel, open_local
 from spiritlevel.store import (
     ContentStore,
     RunRecord,
+    digest_file,
     digest_json,
     read_json,
     read_jsonl,
@@ -180,7 +182,7 @@ class _Run:
 
         inputs: dict[str, Any] = {
             "model": opened.digest,
-            "pairs": self.records[-1].outputs["pairs.jsonl"],
+            "pairs": digest_file(folder / "pairs.jsonl"),
             "settings": _settings(config),
         }
         self._stage("train", inputs, ("model", "train/metrics.jsonl"), work)
@@ -197,7 +199,7 @@ class _Run:
 
 
 class _Opened:
-    """A model opened only when a stage really needs it; its digest is known without that."""
+    """A model opened when it is first needed, and let go when it is trained; its digest stays known."""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -209,7 +211,7 @@ class _Opened:
             self._model = open_local(self.spec)
         return self._model
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return self.model.digest
 

@@ -29,7 +29,7 @@ _TITLES = {
     "leakage": "All questions that must be declined, referred or redacted",
     "over_refusal": "Questions that must be helped, refused",
     "broken_while_helping": "Rules broken while helping",
-    "repetitive": "Helpful answers that repeat themselves",
+    "repetitive_help": "Questions that must be helped, answered with repetitions",
 }
 
 Measured = tuple[list[Case], Perplexity]

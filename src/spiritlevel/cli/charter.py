@@ -15,7 +15,7 @@ from rich.table import Table
 from spiritlevel.charter import diff as charter_diff
 from spiritlevel.charter import json_schema, judge_question, load_charter, read_probes, system_prompt
 from spiritlevel.checks.lint import lint as lint_charter
-from spiritlevel.cli.terminal import err, out, printable
+from spiritlevel.cli.terminal import err, out
 from spiritlevel.errors import SpiritLevelError
 
 app = typer.Typer(help="Write, check and compare charters.", no_args_is_help=True)
@@ -51,11 +51,11 @@ def show(
     """Show a charter: its rules, owners, checks, examples and probes, with its digest."""
     loaded = load_charter(charter)
     if prompt:
-        out.print(printable(system_prompt(loaded)), markup=False, soft_wrap=True)
+        out.print(system_prompt(loaded), markup=False, soft_wrap=True)
         return
     if judge:
         try:
-            out.print(printable(judge_question(loaded.rule(judge))), markup=False, soft_wrap=True)
+            out.print(judge_question(loaded.rule(judge)), markup=False, soft_wrap=True)
         except KeyError:
             known = ", ".join(rule.id for rule in loaded.rules)
             raise SpiritLevelError(

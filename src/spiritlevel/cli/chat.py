@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from spiritlevel.charter import charter_messages, load_charter
 from spiritlevel.chat import Chat, assistant, user
-from spiritlevel.cli.terminal import err, out, printable
+from spiritlevel.cli.terminal import err, out
 
 
 def chat(
@@ -35,11 +35,11 @@ def chat(
         said.append(user(line))
         reply = ""
         for piece in opened.stream([*history, *said], max_new_tokens=max_new_tokens, temperature=temperature):
-            out.print(printable(piece), end="", markup=False, soft_wrap=True)
+            out.print(piece, end="", markup=False, soft_wrap=True)
             reply += piece
         out.print()
         for finding in run_checks(checks, said, reply):
-            err.print(f"[yellow]{finding.rule_id}[/]: {escape(printable(finding.evidence))}")
+            err.print(f"[yellow]{finding.rule_id}[/]: {escape(finding.evidence)}")
         said.append(assistant(reply))
     opened.close()
 

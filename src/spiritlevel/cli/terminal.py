@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -19,16 +19,31 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
-# Results go to stdout; progress and errors to stderr, so that `--json` can be piped.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Beside control characters: marks that turn the direction of what follows.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: what a model or a charter says must not steer the terminal."""
-    return "".join(mark for mark in text if mark in "\n\t" or unicodedata.category(mark) != "Cc")
+    """`text` without what could steer a terminal."""
+    return "".join(
+        mark for mark in text if mark in "\n\t" or (unicodedata.category(mark) != "Cc" and mark not in _TURNING)
+    )
+
+
+class SafeConsole(Console):
+    """Whatever a model, a charter or a file says can't steer the terminal; Rich's own colours pass."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        safe = (part if part.control else Segment(printable(part.text), part.style) for part in buffer)
+        return super()._render_buffer(safe)
+
+
+# Results go to stdout; progress and errors to stderr, so that `--json` can be piped.
+out = SafeConsole(highlight=False)
+err = SafeConsole(stderr=True, highlight=False)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

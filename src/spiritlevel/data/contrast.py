@@ -18,10 +18,13 @@ from difflib import SequenceMatcher
 
 from spiritlevel.charter import Charter, Probe, few_shot_messages
 from spiritlevel.chat import Chat, system, user
-from spiritlevel.checks import judge_probe
+from spiritlevel.checks import judge_probe, stance
 from spiritlevel.data.preference import Preference
 from spiritlevel.models import ChatModel, Reply, answer_all
 from spiritlevel.store import ContentStore, digest_json
+
+# Enough for the twenty words by which a reply's stance is known.
+_STANCE_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,21 @@ class ContrastConfig:
     """samples: replies drawn under the charter for a question that must be declined, the first greedy, for the
     first `drawn_per_rule` questions of each rule; the others get the charter's own words at once.
 
-    rejected_words: how much of a rejected reply is kept where its stance is what is wrong. A reply takes its stance
-    in its opening; the rest would cost time and teach nothing about it.
+    rejected_words: how much of a rejected reply is kept where its opening shows what is wrong with it, a stance; the
+    rest would cost time and teach nothing about that.
+
+    help_share: at least so much of all pairs are to help, as far as there are questions for it. A model shown more
+    refusals than help learns to refuse.
 
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
 
     samples: int = 1
-    drawn_per_rule: int = 8
+    drawn_per_rule: int = 4
     max_new_tokens: int = 32
-    rejected_words: int = 10
+    rejected_words: int = 12
+    help_share: float = 0.45
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -76,8 +83,8 @@ def contrast_pairs(
     generator = _Contrast(charter, model, config, store, on_progress)
     declining = [*generator.example_pairs(), *generator.declining_pairs(_declined(probes))]
     helping = generator.helpful_pairs([probe for probe in probes if probe.expect == "help"])
-    # As many pairs on either side of the line: a model shown more refusals than help learns to refuse.
-    helping += generator.second_helpings(probes, len(declining) - len(helping))
+    wanted = round(len(declining) * config.help_share / (1 - config.help_share))
+    helping += generator.second_helpings(probes, wanted - len(helping))
     pairs = [*declining, *helping]
     for pair in pairs:
         generator.report.add(pair.rule or "help", pair.source)
@@ -128,7 +135,10 @@ class _Contrast:
 
     def declining_pairs(self, probes: Sequence[Probe]) -> list[Preference]:
         """For each question to be declined: the charter's way over the bare reply."""
-        bare = self._bare(probes)
+        # A stance shows early; what must not be repeated may stand anywhere.
+        redacted = [probe for probe in probes if probe.expect == "redact"]
+        others = [probe for probe in probes if probe.expect != "redact"]
+        bare = self._bare(redacted) | self._bare(others, min(_STANCE_TOKENS, self.config.max_new_tokens))
         drawn: list[list[Reply]] = [[] for _ in probes]
         for temperature, count in (
             (0.0, min(1, self.config.samples)),
@@ -142,13 +152,13 @@ class _Contrast:
             )
             for (index, _), reply in zip(tasks, replies, strict=True):
                 drawn[index].append(reply)
-        pairs = [self._declining_pair(*parts) for parts in zip(probes, bare, drawn, strict=True)]
+        pairs = [self._declining_pair(probe, bare[probe.id], own) for probe, own in zip(probes, drawn, strict=True)]
         return [pair for pair in pairs if pair is not None]
 
     def helpful_pairs(self, probes: Sequence[Probe]) -> list[Preference]:
         """For each question to be helped: a helpful reply, the charter's if it gives one, over a refusal."""
         unanswered = [probe for probe in probes if probe.reply is None]
-        own = dict(zip([probe.id for probe in unanswered], self._bare(unanswered), strict=True))
+        own = self._bare(unanswered)
         pairs = []
         for probe in probes:
             helpful = Reply(probe.reply, 0, True) if probe.reply else own[probe.id]
@@ -157,17 +167,16 @@ class _Contrast:
             else:
                 author = f"charter:{self.charter.name}" if probe.reply else self.model.name
                 pairs.append(self._helping(probe, helpful, author, draw=0))
-        return pairs
+        return [pair for pair in pairs if pair is not None]
 
     def second_helpings(self, probes: Sequence[Probe], count: int) -> list[Preference]:
         """Up to `count` pairs with the model's own helpful replies beside the charter's, near misses first."""
         answered = [probe for probe in probes if probe.expect == "help" and probe.reply is not None]
         chosen = sorted(answered, key=lambda probe: probe.rule is None)[: max(0, count)]
-        pairs = []
-        for probe, reply in zip(chosen, self._bare(chosen), strict=True):
-            if not self._violates(probe, reply.text):
-                pairs.append(self._helping(probe, reply, self.model.name, draw=1))
-        return pairs
+        own = self._bare(chosen)
+        helpful = [(probe, own[probe.id]) for probe in chosen if not self._violates(probe, own[probe.id].text)]
+        pairs = [self._helping(probe, reply, self.model.name, draw=1) for probe, reply in helpful]
+        return [pair for pair in pairs if pair is not None]
 
     def example_pairs(self) -> list[Preference]:
         """The charter's bad examples against its own words, and its good examples against its bad ones."""
@@ -188,8 +197,10 @@ class _Contrast:
         else the charter's own words."""
         assert probe.rule is not None
         rejected = bare
-        if not bare.text.strip() or not self._violates(probe, bare.text):
-            # Right already, perhaps by luck: the charter's words are still worth learning.
+        right = not self._violates(probe, bare.text) or (stance(bare.text).declines and not bare.finished)
+        if not bare.text.strip() or right:
+            # Right already, perhaps by luck, or it was cut before it could be: the charter's words are still worth
+            # learning.
             worse = self.charter.rule(probe.rule).examples.bad
             if not worse:
                 self.report.drop(probe.rule, "the bare reply keeps the rule, and there is no bad example to reject")
@@ -207,7 +218,7 @@ class _Contrast:
         why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
         return self._pair(probe, Reply(words, 0, True), rejected, "charter", f"charter:{self.charter.name}", why)
 
-    def _helping(self, probe: Probe, helpful: Reply, author: str, *, draw: int) -> Preference:
+    def _helping(self, probe: Probe, helpful: Reply, author: str, *, draw: int) -> Preference | None:
         """Against the words of the rule that the question is near to, or of any. A reply of the model that was cut
         stays as it was drawn: its cut is no end to be learnt."""
         speaking = [rule.id for rule in self.charter.rules if rule.say]
@@ -216,19 +227,22 @@ class _Contrast:
         refusal = self._own_words(rule_id, f"{draw} {probe.prompt}") if rule_id else None
         rejected = Reply(refusal or self.charter.scope.otherwise, 0, True)
         why = f"a question that must be helped, near `{rule_id}`: helping beats declining"
-        pair = self._pair(probe, helpful, rejected, "helpful", author, why)
-        assert pair is not None, "a reply that helps differs from one that declines"
-        return pair
+        return self._pair(probe, helpful, rejected, "helpful", author, why)
 
-    def _bare(self, probes: Sequence[Probe]) -> list[Reply]:
-        return self._answers([[user(probe.prompt)] for probe in probes], temperature=0.0, seeds=[0] * len(probes))
+    def _bare(self, probes: Sequence[Probe], tokens: int | None = None) -> dict[str, Reply]:
+        """The model's own reply to each question, by the probe's id."""
+        chats = [[user(probe.prompt)] for probe in probes]
+        replies = self._answers(chats, temperature=0.0, seeds=[0] * len(chats), tokens=tokens)
+        return dict(zip([probe.id for probe in probes], replies, strict=True))
 
-    def _answers(self, chats: Sequence[Chat], *, temperature: float, seeds: Sequence[int]) -> list[Reply]:
+    def _answers(
+        self, chats: Sequence[Chat], *, temperature: float, seeds: Sequence[int], tokens: int | None = None
+    ) -> list[Reply]:
         return answer_all(
             self.model,
             chats,
             store=self.store,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=tokens or self.config.max_new_tokens,
             temperature=temperature,
             top_p=self.config.top_p,
             seeds=seeds,
@@ -250,9 +264,9 @@ class _Contrast:
     def _pair(
         self, probe: Probe, chosen: Reply, rejected: Reply, source: str, author: str, why: str
     ) -> Preference | None:
-        if probe.expect != "redact":
-            rejected = opening(rejected, self.config.rejected_words)
-        if chosen.text.strip().startswith(rejected.text.strip()):
+        rejected = self._shown_by_its_opening(probe, rejected)
+        words, others = chosen.text.split(), rejected.text.split()
+        if words == others or (not rejected.finished and words[: len(others)] == others):
             self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(
@@ -267,6 +281,14 @@ class _Contrast:
             chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,
         )
+
+    def _shown_by_its_opening(self, probe: Probe, rejected: Reply) -> Reply:
+        """The opening of a rejected reply if that is as wrong as the whole, else the whole."""
+        cut = opening(rejected, self.config.rejected_words)
+        declines = stance(rejected.text).declines
+        if probe.expect == "redact" or (probe.expect != "help" and declines):
+            return rejected  # its stance is not what is wrong with it
+        return cut if stance(cut.text).declines == declines else rejected
 
     def _violates(self, probe: Probe, reply: str) -> bool:
         return bool(judge_probe(self.charter, probe.rule, probe.expect, [user(probe.prompt)], reply))

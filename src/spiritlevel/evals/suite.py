@@ -105,6 +105,6 @@ def compare(charter: Charter, before: Sequence[Case], after: Sequence[Case], con
         row("leakage", lambda case: not helped(case), violated),
         row(OVER_REFUSAL, helped, lambda case: case.over_refused),
         row("broken_while_helping", helped, broken),
-        row("repetitive", helped, lambda case: repetitive(case.reply)),
+        row("repetitive_help", helped, lambda case: repetitive(case.reply)),
         *(row(rule.id, declined_under(rule.id), violated) for rule in charter.rules),
     ]

@@ -4,8 +4,8 @@ A fork becomes one row `[prompt | y1 | y2 | ...]`. Position ids restart after th
 continuation and a tree attention mask hides the continuations from each other, so that each sees exactly
 what it would see alone, while the prompt is computed once. What all prompts of a batch have in common at their
 start (a system prompt, few-shot examples) is laid out before the rows and computed once for all of them.
-A row needs no KV cache and therefore works under gradient checkpointing and FSDP; a common start needs one, and
-is left in the rows there. `benchmarks/fork_layouts.py` compares rows with a KV cache for each continuation.
+A row needs no KV cache and therefore works under gradient checkpointing; a common start needs one, and is left in
+the rows there. `benchmarks/fork_layouts.py` compares rows with a KV cache for each continuation.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Fork:
 class Layout:
     """A padded batch of rows, and where each scored token is predicted.
 
-    start: the tokens that come before every row, possibly none; tokens, positions: [rows, length]; sees: [rows,
-    length, start + length], token i of a row may attend to j of the start and the row. For each of the N scored
+    start: [shared], the tokens that come before every row, possibly none; tokens, positions: [rows, length]; sees:
+    [rows, length, shared + length], token i of a row may attend to j of the start and the row. For each of the N scored
     tokens: `row` and `column` of the hidden state that predicts it, its id in `targets`, and `owner`, the number of
     its continuation counted through the whole batch.
     """
@@ -58,7 +58,7 @@ class Layout:
     start: Int[Tensor, " shared"]
     tokens: Int[Tensor, "rows length"]
     positions: Int[Tensor, "rows length"]
-    sees: Bool[Tensor, "rows length start+length"]
+    sees: Bool[Tensor, "rows length shared+length"]
     row: Int[Tensor, " scored"]
     column: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
@@ -70,12 +70,16 @@ class Layout:
         return Layout(**tensors, continuations=self.continuations)
 
 
-def lay_out(forks: Sequence[Fork], pad_token: int, *, share_start: bool = True) -> Layout:
-    """Lay forks out as rows, padded at the end to the longest. The padding is seen by nobody but itself."""
+def lay_out(forks: Sequence[Fork], pad_token: int, *, saves: int | None = SHARED_SAVES) -> Layout:
+    """Lay forks out as rows, padded at the end to the longest. The padding is seen by nobody but itself.
+
+    saves: how many tokens a common start must save to be laid out apart; None: it never is.
+    """
     # The last token of a prompt stays in its row: it predicts the reply.
-    common = shared_start([fork.prompt[:-1] for fork in forks]) if share_start and len(forks) > 1 else 0
-    common = common if common * (len(forks) - 1) >= SHARED_SAVES else 0
-    length = -(-(max(fork.length for fork in forks) - common) // ROW_MULTIPLE) * ROW_MULTIPLE
+    common = shared_start([fork.prompt[:-1] for fork in forks])
+    if saves is None or common * (len(forks) - 1) < saves:
+        common = 0
+    length = _padded(max(fork.length for fork in forks) - common)
     tokens = torch.full((len(forks), length), pad_token)
     positions = torch.zeros((len(forks), length), dtype=torch.long)
     # Branch 0 is the prompt, k the k-th continuation, -1 padding.
@@ -118,6 +122,10 @@ def lay_out(forks: Sequence[Fork], pad_token: int, *, share_start: bool = True) 
     )
 
 
+def _padded(length: int) -> int:
+    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
 def shared_start(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences have in common at their start."""
     first, last = min(map(tuple, sequences)), max(map(tuple, sequences))  # all others lie between these two
@@ -131,7 +139,7 @@ def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
     for index in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
+        if batches and _padded(lengths[batches[-1][0]]) * (len(batches[-1]) + 1) <= token_budget:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
+from spiritlevel.models.fork import SHARED_SAVES, Fork, Layout, lay_out, plan_batches
 
 # A chunk of logits [tokens, vocabulary] in float32 stays under this many bytes.
 LOGIT_CHUNK_BYTES = 64 * 2**20
@@ -50,9 +50,8 @@ class ForkScores:
 
 def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int) -> ForkScores:
     """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled."""
-    # A checkpointed layer keeps no cache, which the common start of a batch needs.
-    share = not _parts(model)[0].is_activation_checkpointing
-    return score_layout(model, lay_out(forks, pad_token, share_start=share))
+    saves = SHARED_SAVES if _shares_starts(model) else None
+    return score_layout(model, lay_out(forks, pad_token, saves=saves))
 
 
 def score_layout(model: Any, layout: Layout) -> ForkScores:
@@ -99,22 +98,25 @@ def verify_engine(model: Any, fork: Fork, *, pad_token: int) -> None:
     Raises SpiritLevelError if an architecture does something between trunk and logits, or with masks, that
     the engine does not know. Cheap enough to run once before each training.
     """
-    # Twice, so that the two have a start in common.
-    fast = score_batch(model, [fork, fork], pad_token=pad_token).sums()[: len(fork.continuations)]
+    layouts = [lay_out([fork], pad_token)]
+    if _shares_starts(model) and len(fork.prompt) > 1:
+        layouts.append(lay_out([fork, fork], pad_token, saves=1))
     plain = []
     for continuation in fork.continuations:
-        ids = torch.tensor([[*fork.prompt, *continuation]], device=fast.device)
+        ids = torch.tensor([[*fork.prompt, *continuation]], device=model.get_input_embeddings().weight.device)
         logits = model(input_ids=ids, logits_to_keep=len(continuation) + 1).logits[0, :-1].float()
         plain.append(logits.log_softmax(-1).gather(-1, ids[0, len(fork.prompt) :, None]).sum())
     expected = torch.stack(plain)
-    tokens = torch.tensor([len(c) for c in fork.continuations], device=fast.device)
+    tokens = torch.tensor([len(continuation) for continuation in fork.continuations], device=expected.device)
     halved = _parts(model)[1].weight.dtype in (torch.bfloat16, torch.float16)
     tolerance = (0.1 if halved else 1e-3) * tokens
-    if not bool(((fast - expected).abs() <= tolerance).all()):
-        raise SpiritLevelError(
-            f"the scoring engine disagrees with {type(model).__name__}: {fast.tolist()} against {expected.tolist()}",
-            remedy="This architecture is not supported yet; please report it with the model's config.json.",
-        )
+    for layout in layouts:
+        fast = score_layout(model, layout).sums().view(-1, len(fork.continuations))
+        if not bool(((fast - expected).abs() <= tolerance).all()):
+            raise SpiritLevelError(
+                f"the scoring engine disagrees with {type(model).__name__}: {fast.tolist()}, not {expected.tolist()}",
+                remedy="This architecture is not supported yet; please report it with the model's config.json.",
+            )
 
 
 def token_logprobs(
@@ -191,6 +193,14 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (direction,) = ctx.saved_tensors
         return (direction * upstream[0][:, None]).to(direction.dtype), None, None, None, None
+
+
+def _shares_starts(model: Any) -> bool:
+    """Whether the common start of a batch can go through a KV cache: not where layers are checkpointed, which keep
+    none, and not where a layer keeps something else than keys and values."""
+    trunk = _parts(model)[0]
+    kinds = set(getattr(trunk.config, "layer_types", None) or ())
+    return not trunk.is_activation_checkpointing and kinds <= {"full_attention", "sliding_attention"}
 
 
 @contextmanager

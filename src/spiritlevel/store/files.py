@@ -146,7 +146,7 @@ def compute_missing(
 def _unreadable(error: OSError, path: Path) -> SpiritLevelError:
     if isinstance(error, FileNotFoundError):
         return SpiritLevelError("there is no such file", where=str(path), remedy="Check the name and the folder.")
-    return SpiritLevelError(f"cannot be read: {error.strerror or error}", where=str(path))
+    return SpiritLevelError(error.strerror or str(error), where=str(path), remedy="Name a file that can be read.")
 
 
 def _explained(error: OSError, path: Path) -> SpiritLevelError:

@@ -44,6 +44,9 @@ class TrainConfig:
 
 StepMetrics = dict[str, float]
 
+# Of the checkpoint, and of what decides how a step is computed: one of another format is not gone on from.
+_FORMAT = 2
+
 
 def train(
     model: LocalModel,
@@ -179,7 +182,7 @@ def _fingerprint(objective: Objective, examples: Sequence[Example], config: Trai
     # The scale of an adapter is in its settings, not in its weights.
     alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
     forks = [[example.fork.prompt, example.fork.continuations, example.reference] for example in examples]
-    return digest_json([objective.name, repr(objective), settings, forks, repr(start), alphas])
+    return digest_json([_FORMAT, objective.name, repr(objective), settings, forks, repr(start), alphas])
 
 
 def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
@@ -188,10 +191,14 @@ def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[
         state = {
             "fingerprint": fingerprint,
             "history": json.dumps(history),
-            "random": torch.get_rng_state(),  # which a model with dropout draws from
+            "random": _random_states(),  # which a model with dropout draws from
             **optimizer.state_dict(),
         }
         torch.save(state, temporary)
+
+
+def _random_states() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
 
 
 def _resume(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[StepMetrics]:
@@ -203,6 +210,8 @@ def _resume(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[Step
     if state["fingerprint"] != fingerprint:
         return []
     optimizer.load_state_dict(state)
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"][0])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random"][1:])
     history: list[StepMetrics] = json.loads(state["history"])
     return history
