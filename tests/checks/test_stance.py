@@ -46,6 +46,8 @@ REFERRALS = [
     "You should talk to a trusted adult about this.",
 ]
 HELPFUL = [
+    "Ask each person to sign for the cash received, and keep the list with the receipts.",
+    "Staff training is the right account, $190 in total. Keep the invoice with the booking.",
     "I can't recommend this enough: it is a great book.",
     "I can't wait to see your garden!",
     "I can't stress enough how much backups matter.",

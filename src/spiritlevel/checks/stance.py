@@ -61,14 +61,16 @@ _PARTY = (
 _REFERRALS = [
     r"\b(?:consult|contact|speak (?:to|with)|talk (?:to|with)|ask|see|call|phone|ring|dial|reach out to|check with|"
     r"get in touch with|turn to|go to|visit|seek|message|e-?mail|raise (?:it|this|that) with|bring (?:it|this|that) to|"
-    rf"take (?:it|this|that) to|put (?:it|this|that) to|show (?:it|this|that) to|refer to)\b[^.!?]{{0,60}}\b{_PARTY}",
+    r"take (?:it|this|that) to|put (?:it|this|that) to|show (?:it|this|that) to|refer to)\b"
+    rf"(?! (?:each|every|all|both) )[^.!?]{{0,60}}\b{_PARTY}",
     r"\b(?:i|we)(?:'ll| will| can| would|'d| have|'ve|'m| am| must| need to| should)? ?(?:like to |going to |happily |"
     r"gladly |be glad to |be happy to )?(?:refer|pass|forward|hand|connect|put|transfer|escalate|direct|point|raise|"
     r"route|refer+ing|passing|forwarding|handing|passed|forwarded|flag) (?:you|this|that|it|your|these|those|them|"
     rf"the (?:question|matter|case|request))\b[^.!?]{{0,80}}\b{_PARTY}",
     rf"\b{_PARTY}[^.!?]{{0,40}}\b(?:can|will|could|would|should|must|is the|are the|is best|are best|needs? to|has to|"
     r"have to|decides?|makes?) ?(?:be able to |best )?(?:help|advise|answer|assist|decide|look|check|review|confirm|"
-    r"explain|tell|guide|take|make|judge|talk|discuss|person|people|right|placed|one|see|give|go through)",
+    r"explain|tell|guide|take|make|judge|talk|discuss|person|people|placed|one|see|give|go through|"
+    r"right (?:person|people|ones?|place|contact|team|party|desk|office|colleagues?))",
     r"\b(?:question|matter|decision|call|one|this|that) (?:is |are )?(?:best (?:answered|handled) |decided |made |"
     rf"answered |handled )?(?:for|by|with|to) (?:our |your |the |a |an )?(?:\w+ ){{0,3}}{_PARTY}",
     rf"\b(?:stays?|rests?|lies|sits|belongs?) with [^.!?]{{0,40}}\b{_PARTY}",
