@@ -23,7 +23,7 @@ from spiritlevel.data.preference import Preference
 from spiritlevel.models import ChatModel, Reply, answer_all
 from spiritlevel.store import ContentStore, digest_json
 
-# Enough for the twenty words by which a reply's stance is known.
+# About the twenty words by which a reply's stance is known.
 _STANCE_TOKENS = 24
 
 
@@ -209,7 +209,7 @@ class _Contrast:
         passing = [text for text in map(_whole, drawn) if not self._violates(probe, text)]
         best = max(passing, key=lambda text: self._closeness(probe.rule, text), default=None)
         if best is not None and self._closeness(probe.rule, best) >= self.config.closeness:
-            why = f"drawn under the charter: it keeps `{probe.rule}`, the bare reply breaks it"
+            why = f"drawn under the charter: it keeps `{probe.rule}`, the other reply breaks it"
             return self._pair(probe, Reply(best, 0, True), rejected, "sampled", self.model.name, why)
         words = self._own_words(probe.rule, probe.prompt)
         if words is None:
