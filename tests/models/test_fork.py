@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import takewhile
 from math import ceil
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.models import Fork, lay_out, plan_batches
-from spiritlevel.models.fork import ROW_MULTIPLE, SHARED_SAVES
+from spiritlevel.models.fork import ROW_MULTIPLE, ROW_TOKENS, SHARED_SAVES
 
 PAD = 0
 tokens = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
@@ -34,23 +35,22 @@ def test_nothing_in_a_fork_may_be_empty(prompt: tuple[int, ...], continuations: 
         Fork(prompt, continuations)
 
 
-@given(batches(), st.sampled_from([None, 1, SHARED_SAVES]))
+@given(batches(), st.sampled_from([None, 0, 1, SHARED_SAVES]))
 def test_each_scored_token_is_predicted_from_its_own_past_alone(batch: list[Fork], saves: int | None) -> None:
     layout = lay_out(batch, PAD, saves=saves)
-    common = len(layout.start)
-    scored = zip(layout.row.tolist(), layout.column.tolist(), layout.targets.tolist(), strict=True)
+    apart = len(layout.start)
     expected = [
-        (index, (*fork.prompt, *continuation[:place]), continuation[place])
-        for index, fork in enumerate(batch)
+        ((*fork.prompt, *continuation[:place]), continuation[place])
+        for fork in batch
         for continuation in fork.continuations
         for place in range(len(continuation))
     ]
     seen = []
-    for row, column, target in scored:
-        assert layout.sees[row, column, :common].all()
-        visible = layout.sees[row, column, common:]
-        assert layout.positions[row, visible].tolist() == list(range(common, common + int(visible.sum())))
-        seen.append((row, (*layout.start.tolist(), *layout.tokens[row, visible].tolist()), target))
+    for row, column, target in zip(layout.row, layout.column, layout.targets.tolist(), strict=True):
+        assert layout.sees[row, column, :apart].all()
+        visible = layout.sees[row, column, apart:]
+        assert layout.positions[row, visible].tolist() == list(range(apart, apart + int(visible.sum())))
+        seen.append(((*layout.start.tolist(), *layout.tokens[row, visible].tolist()), target))
     assert seen == expected
 
 
@@ -64,41 +64,66 @@ def test_owners_count_the_continuations_through_the_batch(batch: list[Fork]) -> 
     assert len(layout.targets) == sum(fork.scored for fork in batch)
 
 
-@given(batches())
-def test_the_rows_hold_the_longest_fork_and_the_rest_is_unseen_padding(batch: list[Fork]) -> None:
-    layout = lay_out(batch, PAD)
+@given(batches(), st.sampled_from([None, 0, SHARED_SAVES]))
+def test_rows_hold_every_fork_once_as_short_as_they_can_be_and_padding_is_unseen(
+    batch: list[Fork], saves: int | None
+) -> None:
+    layout = lay_out(batch, PAD, saves=saves)
     rows, length = layout.tokens.shape
-    common = len(layout.start)
-    assert rows == len(batch)
-    assert layout.sees.shape == (rows, length, common + length)
-    lengths = [fork.length - common for fork in batch]
-    assert length % ROW_MULTIPLE == 0 and 0 <= length - max(lengths) < ROW_MULTIPLE
-    for row, end in enumerate(lengths):
-        assert (layout.tokens[row, :end] != PAD).all()
-        assert (layout.tokens[row, end:] == PAD).all()
-        assert not layout.sees[row, :end, common + end :].any()
+    apart = len(layout.start)
+    assert layout.sees.shape == (rows, length, apart + length)
     assert layout.sees.any(-1).all(), "a position that sees nothing would be NaN after the softmax"
+    real = layout.tokens != PAD
+    common = len(shared(batch))
+    assert apart in (0, common)
+    assert int(real.sum()) == sum(fork.length - common for fork in batch) + (0 if apart else rows * common)
+    filled = real.sum(1).tolist()
+    assert length % ROW_MULTIPLE == 0 and 0 <= length - max(filled) < ROW_MULTIPLE
+    for row, end in enumerate(filled):
+        assert real[row, :end].all() and not layout.sees[row, :end, apart + end :].any()
+    room = ROW_TOKENS if apart else max(ROW_TOKENS, 2 * common)
+    assert max(filled) <= max(room, *(fork.length for fork in batch))
 
 
 @given(batches())
-def test_a_start_is_shared_if_it_is_long_enough_and_never_the_whole_of_a_prompt(batch: list[Fork]) -> None:
+def test_a_start_is_laid_out_apart_if_that_saves_enough_and_never_the_whole_of_a_prompt(batch: list[Fork]) -> None:
     layout = lay_out(batch, PAD)
-    common = len(layout.start)
-    assert common == 0 or common * (len(batch) - 1) >= SHARED_SAVES
-    assert all(fork.prompt[:common] == tuple(layout.start.tolist()) for fork in batch)
-    assert common < min(len(fork.prompt) for fork in batch)
-    prompts = [fork.prompt for fork in batch]
-    if len(batch) > 1 and all(len(p) > SHARED_SAVES and p[:SHARED_SAVES] == prompts[0][:SHARED_SAVES] for p in prompts):
-        assert common >= SHARED_SAVES, "it was worth sharing"
+    apart = len(layout.start)
+    assert apart == 0 or apart * (len(layout.tokens) - 1) >= SHARED_SAVES
+    assert all(fork.prompt[:apart] == tuple(layout.start.tolist()) for fork in batch)
+    assert apart < min(len(fork.prompt) for fork in batch)
     assert len(lay_out(batch, PAD, saves=None).start) == 0
+    assert tuple(lay_out(batch, PAD, saves=0).start.tolist()) == shared(batch)
 
 
-def test_the_common_start_of_a_batch_is_laid_out_once() -> None:
+@pytest.mark.parametrize(("pairs", "saves", "apart", "shape"), [
+    (3, SHARED_SAVES, 0, (1, 80)),  # one row holds all: 64 + 3 · 4
+    (3, 0, 64, (1, 16)),
+    (100, None, 0, (3, 208)),  # 64 + 34 · 4
+    (100, SHARED_SAVES, 0, (3, 208)),  # apart in two rows it would save one start
+    (200, SHARED_SAVES, 64, (4, 208)),  # 50 · 4
+])  # fmt: skip
+def test_what_prompts_have_in_common_stands_once_a_row_or_once(
+    pairs: int, saves: int | None, apart: int, shape: tuple[int, int]
+) -> None:
     start = tuple(range(1, 65))
-    layout = lay_out([Fork((*start, last), ((5,), (6, 7))) for last in (91, 92, 93)], PAD)
-    assert tuple(layout.start.tolist()) == start
-    assert layout.tokens.shape == (3, ROW_MULTIPLE)
-    assert layout.tokens[:, 0].tolist() == [91, 92, 93]
+    layout = lay_out([Fork((*start, 100 + last), ((5, 6), (7, 8, 9))) for last in range(pairs)], PAD, saves=saves)
+    assert tuple(layout.start.tolist()) == start[:apart]
+    assert layout.tokens.shape == shape
+    if not apart:
+        assert layout.tokens[:, :64].tolist() == [list(start)] * len(layout.tokens)
+
+
+def test_long_forks_get_rows_of_their_own() -> None:
+    long = tuple(range(1, ROW_TOKENS))
+    layout = lay_out([Fork((place, *long), ((1, 2), (3, 4))) for place in (200, 201, 202)], PAD)
+    assert len(layout.tokens) == 3
+
+
+def shared(batch: list[Fork]) -> tuple[int, ...]:
+    """What all prompts begin with, without the last token of any."""
+    places = zip(*(fork.prompt[:-1] for fork in batch), strict=False)
+    return tuple(place[0] for place in takewhile(lambda place: len(set(place)) == 1, places))
 
 
 def padded(length: int) -> int:

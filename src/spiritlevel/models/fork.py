@@ -1,11 +1,11 @@
 """The fork: one prompt and its continuations, and how forks are laid out for one forward pass.
 
-A fork becomes one row `[prompt | y1 | y2 | ...]`. Position ids restart after the prompt for every
-continuation and a tree attention mask hides the continuations from each other, so that each sees exactly
-what it would see alone, while the prompt is computed once. What all prompts of a batch have in common at their
-start (a system prompt, few-shot examples) is laid out before the rows and computed once for all of them.
-A row needs no KV cache and therefore works under gradient checkpointing; a common start needs one, and is left in
-the rows there. `benchmarks/fork_layouts.py` compares rows with a KV cache for each continuation.
+A fork becomes `[prompt | y1 | y2 | ...]`. Position ids restart after the prompt for every continuation and a tree
+attention mask hides the continuations from each other, so that each sees exactly what it would see alone, while the
+prompt is computed once. Short forks stand together in one row, hidden from each other in the same way, after what all
+prompts of the batch have in common at their start (a chat template's head, a system prompt, few-shot examples): little
+padding, and the common start once a row. A long start is computed once for all rows, by way of a KV cache; that does
+not work under gradient checkpointing, where it stays in the rows. `benchmarks/fork_layouts.py` compares the layouts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 
 # A common start is worth a forward pass of its own when it saves at least this many tokens in the rows.
 SHARED_SAVES = 128
+# Forks share a row up to this many tokens: a longer one has less padding, but attention grows with its square.
+ROW_TOKENS = 256
 # Rows are padded to a multiple of this: fewer different shapes, for each of which oneDNN compiles and keeps a kernel.
 ROW_MULTIPLE = 16
 
@@ -36,7 +38,7 @@ class Fork:
 
     @property
     def length(self) -> int:
-        """Tokens in its row. A continuation's last token predicts nothing, so it takes no place."""
+        """Tokens it takes in a row. A continuation's last token predicts nothing, so it takes no place."""
         return len(self.prompt) + sum(len(continuation) - 1 for continuation in self.continuations)
 
     @property
@@ -47,7 +49,7 @@ class Fork:
 
 @dataclass(frozen=True)
 class Layout:
-    """A padded batch of rows, and where each scored token is predicted.
+    """Padded rows of forks, and where each scored token is predicted.
 
     start: [shared], the tokens that come before every row, possibly none; tokens, positions: [rows, length]; sees:
     [rows, length, shared + length], token i of a row may attend to j of the start and the row. For each of the N scored
@@ -71,55 +73,88 @@ class Layout:
 
 
 def lay_out(forks: Sequence[Fork], pad_token: int, *, saves: int | None = SHARED_SAVES) -> Layout:
-    """Lay forks out as rows, padded at the end to the longest. The padding is seen by nobody but itself.
+    """Lay forks out in rows, padded at the end to the longest. The padding is seen by nobody but itself.
 
-    saves: how many tokens a common start must save to be laid out apart; None: it never is.
+    saves: how many tokens the common start must save to be laid out apart, before all rows; None: it never is.
     """
-    # The last token of a prompt stays in its row: it predicts the reply.
-    common = shared_start([fork.prompt[:-1] for fork in forks])
-    if saves is None or common * (len(forks) - 1) < saves:
-        common = 0
-    length = _padded(max(fork.length for fork in forks) - common)
-    tokens = torch.full((len(forks), length), pad_token)
-    positions = torch.zeros((len(forks), length), dtype=torch.long)
-    # Branch 0 is the prompt, k the k-th continuation, -1 padding.
-    branch = torch.full((len(forks), length), -1)
+    # The last token of a prompt belongs to its fork: it predicts the reply.
+    common = forks[0].prompt[: shared_start([fork.prompt[:-1] for fork in forks])]
+    lengths = [fork.length - len(common) for fork in forks]
+    row_of = _pack(lengths, ROW_TOKENS)
+    apart = saves is not None and len(common) * max(row_of) >= saves
+    if not apart:
+        row_of = _pack(lengths, max(ROW_TOKENS - len(common), len(common)))
+    head = () if apart else common
+    rows = max(row_of) + 1
+    filled = [len(head)] * rows
+    for row, length in zip(row_of, lengths, strict=True):
+        filled[row] += length
+    shape = (rows, _padded(max(filled)))
+    tokens = torch.full(shape, pad_token)
+    positions = torch.zeros(shape, dtype=torch.long)
+    # Whose token it is: of fork k, of the head that all see (-1), of the padding (-2). Branch 0 is a prompt, then come
+    # the continuations.
+    fork_of = torch.full(shape, -2)
+    branch = torch.zeros(shape, dtype=torch.long)
+    if head:
+        tokens[:, : len(head)] = torch.tensor(head)
+        positions[:, : len(head)] = torch.arange(len(head))
+        fork_of[:, : len(head)] = -1
+    places = [len(head)] * rows
     row: list[int] = []
     column: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
     number = 0
-    for index, fork in enumerate(forks):
-        prompt = fork.prompt[common:]
-        start = len(prompt)
-        tokens[index, :start] = torch.tensor(prompt)
-        positions[index, :start] = torch.arange(common, len(fork.prompt))
-        branch[index, :start] = 0
+    for index, (fork, here) in enumerate(zip(forks, row_of, strict=True)):
+        start = places[here]
+        prompt_end = start + len(fork.prompt) - len(common)
+        tokens[here, start:prompt_end] = torch.tensor(fork.prompt[len(common) :])
+        positions[here, start:prompt_end] = torch.arange(len(common), len(fork.prompt))
+        places[here] = start + lengths[index]
+        fork_of[here, start : places[here]] = index
+        start = prompt_end
         for k, continuation in enumerate(fork.continuations, start=1):
             end = start + len(continuation) - 1
-            tokens[index, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
-            positions[index, start:end] = torch.arange(len(fork.prompt), len(fork.prompt) + end - start)
-            branch[index, start:end] = k
-            row += [index] * len(continuation)
-            column += [len(prompt) - 1, *range(start, end)]
+            tokens[here, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
+            positions[here, start:end] = torch.arange(len(fork.prompt), len(fork.prompt) + end - start)
+            branch[here, start:end] = k
+            row += [here] * len(continuation)
+            column += [prompt_end - 1, *range(start, end)]
             targets += continuation
             owner += [number] * len(continuation)
             start, number = end, number + 1
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
+    same_fork = fork_of[:, :, None] == fork_of[:, None, :]
     same_branch = branch[:, :, None] == branch[:, None, :]
-    in_prompt = (branch == 0)[:, None, :]
-    in_row = causal & (same_branch | in_prompt)
+    in_prompt, in_head = (branch == 0)[:, None, :], (fork_of == -1)[:, None, :]
+    in_row = causal & (in_head | (same_fork & (same_branch | in_prompt)))
     return Layout(
-        start=torch.tensor(forks[0].prompt[:common], dtype=torch.long),
+        start=torch.tensor(common if apart else (), dtype=torch.long),
         tokens=tokens,
         positions=positions,
-        sees=torch.cat([in_row.new_ones(len(forks), length, common), in_row], dim=2),
+        sees=torch.cat([in_row.new_ones(*shape, len(common) if apart else 0), in_row], dim=2),
         row=torch.tensor(row),
         column=torch.tensor(column),
         targets=torch.tensor(targets),
         owner=torch.tensor(owner),
         continuations=number,
     )
+
+
+def _pack(lengths: Sequence[int], capacity: int) -> list[int]:
+    """The row of each length: as few rows as hold `capacity` (or the longest alone), filled evenly, longest first."""
+    capacity = max(capacity, *lengths)
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for count in range(-(-sum(lengths) // capacity), len(lengths) + 1):
+        loads = [0] * count
+        row_of = [0] * len(lengths)
+        for index in order:
+            row_of[index] = loads.index(min(loads))
+            loads[row_of[index]] += lengths[index]
+        if max(loads) <= capacity:
+            return row_of
+    raise AssertionError("a row each always fits")
 
 
 def _padded(length: int) -> int:
