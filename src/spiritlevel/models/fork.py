@@ -11,7 +11,7 @@ not work under gradient checkpointing, where it stays in the rows. `benchmarks/f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -84,62 +84,68 @@ def lay_out(forks: Sequence[Fork], pad_token: int, *, saves: int | None = SHARED
     apart = saves is not None and len(common) * max(row_of) >= saves
     if not apart:
         row_of = _pack(lengths, max(ROW_TOKENS - len(common), len(common)))
-    head = () if apart else common
-    rows = max(row_of) + 1
-    filled = [len(head)] * rows
-    for row, length in zip(row_of, lengths, strict=True):
-        filled[row] += length
-    shape = (rows, _padded(max(filled)))
-    tokens = torch.full(shape, pad_token)
-    positions = torch.zeros(shape, dtype=torch.long)
-    # Whose token it is: of fork k, of the head that all see (-1), of the padding (-2). Branch 0 is a prompt, then come
-    # the continuations.
-    fork_of = torch.full(shape, -2)
-    branch = torch.zeros(shape, dtype=torch.long)
-    if head:
-        tokens[:, : len(head)] = torch.tensor(head)
-        positions[:, : len(head)] = torch.arange(len(head))
-        fork_of[:, : len(head)] = -1
-    places = [len(head)] * rows
+    rows = [_Row() for _ in range(max(row_of) + 1)]
+    for line in rows if not apart else ():
+        line.write(common, at=0, fork=_SEEN_BY_ALL)
     row: list[int] = []
     column: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
     number = 0
-    for index, (fork, here) in enumerate(zip(forks, row_of, strict=True)):
-        start = places[here]
-        prompt_end = start + len(fork.prompt) - len(common)
-        tokens[here, start:prompt_end] = torch.tensor(fork.prompt[len(common) :])
-        positions[here, start:prompt_end] = torch.arange(len(common), len(fork.prompt))
-        places[here] = start + lengths[index]
-        fork_of[here, start : places[here]] = index
-        start = prompt_end
-        for k, continuation in enumerate(fork.continuations, start=1):
-            end = start + len(continuation) - 1
-            tokens[here, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
-            positions[here, start:end] = torch.arange(len(fork.prompt), len(fork.prompt) + end - start)
-            branch[here, start:end] = k
-            row += [here] * len(continuation)
-            column += [prompt_end - 1, *range(start, end)]
+    for index, (fork, place) in enumerate(zip(forks, row_of, strict=True)):
+        line = rows[place]
+        line.write(fork.prompt[len(common) :], at=len(common), fork=index)
+        prompt_end = len(line.tokens) - 1
+        for branch, continuation in enumerate(fork.continuations, start=1):
+            start = len(line.tokens)
+            line.write(continuation[:-1], at=len(fork.prompt), fork=index, branch=branch)
+            row += [place] * len(continuation)
+            column += [prompt_end, *range(start, len(line.tokens))]
             targets += continuation
             owner += [number] * len(continuation)
-            start, number = end, number + 1
-    causal = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
-    same_fork = fork_of[:, :, None] == fork_of[:, None, :]
-    same_branch = branch[:, :, None] == branch[:, None, :]
-    in_prompt, in_head = (branch == 0)[:, None, :], (fork_of == -1)[:, None, :]
-    in_row = causal & (in_head | (same_fork & (same_branch | in_prompt)))
+            number += 1
+    length = _padded(max(len(line.tokens) for line in rows))
+    for line in rows:
+        line.write((pad_token,) * (length - len(line.tokens)), at=0, fork=_PADDING)
+    whose = torch.tensor([line.forks for line in rows])
+    branches = torch.tensor([line.branches for line in rows])
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    same_fork = whose[:, :, None] == whose[:, None, :]
+    same_branch = branches[:, :, None] == branches[:, None, :]
+    in_common, in_prompt = (whose == _SEEN_BY_ALL)[:, None, :], (branches == 0)[:, None, :]
+    in_row = past & (in_common | same_fork & (in_prompt | same_branch))
+    shared = common if apart else ()
     return Layout(
-        start=torch.tensor(common if apart else (), dtype=torch.long),
-        tokens=tokens,
-        positions=positions,
-        sees=torch.cat([in_row.new_ones(*shape, len(common) if apart else 0), in_row], dim=2),
+        start=torch.tensor(shared, dtype=torch.long),
+        tokens=torch.tensor([line.tokens for line in rows]),
+        positions=torch.tensor([line.positions for line in rows]),
+        sees=torch.cat([in_row.new_ones(len(rows), length, len(shared)), in_row], dim=2),
         row=torch.tensor(row),
         column=torch.tensor(column),
         targets=torch.tensor(targets),
         owner=torch.tensor(owner),
         continuations=number,
     )
+
+
+# Whose a token is that belongs to no fork.
+_SEEN_BY_ALL, _PADDING = -1, -2
+
+
+@dataclass
+class _Row:
+    """One row as it is written: for each token its position, its fork and its branch, 0 for the prompt."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    forks: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+
+    def write(self, tokens: Sequence[int], *, at: int, fork: int, branch: int = 0) -> None:
+        self.tokens += tokens
+        self.positions += range(at, at + len(tokens))
+        self.forks += [fork] * len(tokens)
+        self.branches += [branch] * len(tokens)
 
 
 def _pack(lengths: Sequence[int], capacity: int) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Examples are shuffled, then sorted by length within groups of this many steps: little padding, enough chance.
-STEPS_PER_GROUP = 4
+STEPS_PER_GROUP = 16
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:

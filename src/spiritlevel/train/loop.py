@@ -45,7 +45,7 @@ class TrainConfig:
 StepMetrics = dict[str, float]
 
 # Of the checkpoint, and of what decides how a step is computed: one of another format is not gone on from.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def train(
