@@ -1,9 +1,10 @@
-"""Four layouts of the same preference pairs: plain rows, shared KV cache, and a tree mask in one row without and
-with what all prompts have in common at their start computed once.
+"""Four layouts of the same preference pairs: plain rows, shared KV cache, and a tree mask with one pair or several in
+a row, the latter with fused and with plain attention.
 
 One DPO forward and backward pass over eight pairs of SmolLM2 with LoRA, bfloat16 where the CPU computes in it. The
 plain layout repeats the prompt for each reply; the cache layout runs the prompts once and the replies against the
-repeated cache; the last layout is the one Spirit Level uses. All must give the same loss.
+repeated cache; the last layout is the one Spirit Level uses, which computes what all prompts have in common at their
+start once a row, or once for all rows. All must give the same loss.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spiritlevel.models import PACKAGED, Fork, lay_out, open_local, score_batch
-from spiritlevel.models.scoring import score_layout, token_logprobs
+from spiritlevel.models import PACKAGED, Fork, fork, lay_out, open_local, score_batch, scoring
 from spiritlevel.store import installed_versions, machine
 from spiritlevel.train import LoraSettings, add_lora
 
@@ -44,13 +45,20 @@ def tree(model: Any, forks: Sequence[Fork]) -> Tensor:
     return score_batch(model, forks, pad_token=0).sums()
 
 
+def tree_fused(model: Any, forks: Sequence[Fork]) -> Tensor:
+    """As `tree`, with PyTorch's fused attention whatever the length."""
+    with patch.object(scoring, "PLAIN_ATTENTION_UP_TO", 0):
+        return tree(model, forks)
+
+
 def tree_alone(model: Any, forks: Sequence[Fork]) -> Tensor:
-    """Every row with all of its prompt."""
-    return score_layout(model, lay_out(forks, 0, saves=None)).sums()
+    """Every pair in a row of its own, with all of its prompt."""
+    with patch.object(fork, "_pack", lambda lengths, _: list(range(len(lengths)))):
+        return scoring.score_layout(model, lay_out(forks, 0, saves=None)).sums()
 
 
 def plain(model: Any, forks: Sequence[Fork]) -> Tensor:
-    return tree_alone(model, [Fork(fork.prompt, (reply,)) for fork in forks for reply in fork.continuations])
+    return tree_alone(model, [Fork(pair.prompt, (reply,)) for pair in forks for reply in pair.continuations])
 
 
 def shared_cache(model: Any, forks: Sequence[Fork]) -> Tensor:
@@ -77,7 +85,7 @@ def shared_cache(model: Any, forks: Sequence[Fork]) -> Tensor:
     row = torch.tensor([index for index, reply in enumerate(replies) for _ in reply])
     column = torch.tensor([place for reply in replies for place in range(len(reply))])
     targets = torch.tensor([token for reply in replies for token in reply])
-    logprobs = token_logprobs(hidden[row, column], head.weight, None, targets)
+    logprobs = scoring.token_logprobs(hidden[row, column], head.weight, None, targets)
     return logprobs.new_zeros(len(replies)).index_add(0, row, logprobs)
 
 
@@ -97,9 +105,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "fork_layouts.json")
     options = parser.parse_args()
     model = add_lora(open_local(PACKAGED), LoraSettings(), seed=0).model
-    layouts = {"plain": plain, "shared cache": shared_cache, "tree row": tree_alone, "tree row, common start": tree}
+    layouts = {
+        "plain": plain, "shared cache": shared_cache, "a row each": tree_alone, "shared rows, fused": tree_fused,
+        "shared rows": tree,
+    }  # fmt: skip
     figures: dict[str, Any] = {}
-    shapes = {"short prompt": (0, 45, 40), "long prompt": (0, 220, 60), "system prompt": (200, 30, 40)}
+    shapes = {"short prompt": (30, 15, 30), "long prompt": (30, 190, 60), "system prompt": (200, 30, 40)}
     for shape, (start, prompt, reply) in shapes.items():
         forks = make_forks(start, prompt, reply, 8)
         times: dict[str, list[float]] = {name: [] for name in layouts}

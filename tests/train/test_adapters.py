@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spiritlevel.models import LocalModel, open_local
 from spiritlevel.train import LoraSettings, add_lora, save_trained
+from spiritlevel.train.adapters import fused_lora
 from tiny import save_model
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 2]])
@@ -135,3 +137,38 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(base: Path,
     save_trained(open_student(base, "float32"), folder, form="adapter")
     assert not (folder / "old.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_fused_lora_is_lora(base: Path, dtype: str) -> None:
+    student = open_student(base, dtype).model.train()
+    weights = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+
+    def found() -> tuple[Tensor, dict[str, Tensor]]:
+        scores = student(input_ids=IDS).logits
+        scores.double().log_softmax(-1)[..., 3].sum().backward()
+        gradients = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+        student.zero_grad()
+        return scores.detach(), gradients
+
+    expected, expected_gradients = found()
+    with fused_lora(student):
+        assert sum("forward" in vars(layer) for layer in student.modules()) == 2 * 7
+        scores, gradients = found()
+        with student.disable_adapter():
+            base_scores = student(input_ids=IDS).logits
+    assert not any("forward" in vars(layer) for layer in student.modules())
+    assert torch.equal(base_scores, open_local(str(base), dtype=dtype).model(input_ids=IDS).logits)
+    assert gradients.keys() == expected_gradients.keys() == weights.keys()
+    tolerance = 1e-9 if dtype == "float64" else 0.1
+    assert float((scores - expected).norm()) <= tolerance * float(expected.norm())
+    for name, gradient in expected_gradients.items():
+        assert float((gradients[name] - gradient).norm()) <= tolerance * float(gradient.norm()), name
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}], ids=["dropout", "dora"])
+def test_other_layers_keep_their_own_forward(base: Path, settings: dict[str, Any]) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    student = get_peft_model(open_local(str(base), dtype="float32").model, config)
+    with fused_lora(student):
+        assert not any("forward" in vars(layer) for layer in student.modules())

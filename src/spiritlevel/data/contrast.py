@@ -23,8 +23,8 @@ from spiritlevel.data.preference import Preference
 from spiritlevel.models import ChatModel, Reply, answer_all
 from spiritlevel.store import ContentStore, digest_json
 
-# About the twenty words by which a reply's stance is known.
-_STANCE_TOKENS = 24
+# About the twelve words of a rejected reply that are kept, by which its stance is mostly known.
+_STANCE_TOKENS = 16
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel, plan_batches, score_batch, score_forks, verify_engine
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
+from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.objective import Example, Objective, Window
 from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
@@ -76,42 +77,43 @@ def train(
     history = _resume(folder, fingerprint, optimizer)
     model.model.train()
     saved_at = time.monotonic()
-    for step in range(len(history), len(schedule)):
-        started = time.monotonic()
-        batch = [examples[index] for index in schedule[step]]
-        window = Window.over(batch)
-        metrics: dict[str, torch.Tensor] = {}
-        for part in plan_batches([example.fork.length for example in batch], config.token_budget):
-            micro = [batch[index] for index in part]
-            scores = score_batch(model.model, [example.fork for example in micro], pad_token=model.pad_token)
-            loss, more = objective.loss(scores, micro, window)
-            accelerator.backward(loss)
-            for name, value in {"loss": loss.detach(), **more}.items():
-                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
-        rate = learning_rate(
-            step, len(schedule), peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
-        )
-        norm = optimizer.step(rate, config.max_grad_norm)
-        seconds = time.monotonic() - started
-        history.append(
-            {
-                "step": step + 1,
-                "steps": len(schedule),
-                "epoch": (step + 1) * config.epochs / len(schedule),
-                **{name: float(value) for name, value in metrics.items()},
-                "grad_norm": norm,
-                "learning_rate": rate,
-                "tokens_per_second": sum(example.fork.length for example in batch) / seconds,
-                "memory_gb": peak_memory_gb(),
-                "seconds": seconds,
-            }
-        )
-        _stop_if_diverged(history[-1], folder)
-        if on_step is not None:
-            on_step(history[-1])
-        if time.monotonic() - saved_at >= config.save_seconds or step + 1 == len(schedule):
-            _save(folder, fingerprint, optimizer, history)
-            saved_at = time.monotonic()
+    with fused_lora(model.model):
+        for step in range(len(history), len(schedule)):
+            started = time.monotonic()
+            batch = [examples[index] for index in schedule[step]]
+            window = Window.over(batch)
+            metrics: dict[str, torch.Tensor] = {}
+            for part in plan_batches([example.fork.length for example in batch], config.token_budget):
+                micro = [batch[index] for index in part]
+                scores = score_batch(model.model, [example.fork for example in micro], pad_token=model.pad_token)
+                loss, more = objective.loss(scores, micro, window)
+                accelerator.backward(loss)
+                for name, value in {"loss": loss.detach(), **more}.items():
+                    metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
+            rate = learning_rate(
+                step, len(schedule), peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+            )
+            norm = optimizer.step(rate, config.max_grad_norm)
+            seconds = time.monotonic() - started
+            history.append(
+                {
+                    "step": step + 1,
+                    "steps": len(schedule),
+                    "epoch": (step + 1) * config.epochs / len(schedule),
+                    **{name: float(value) for name, value in metrics.items()},
+                    "grad_norm": norm,
+                    "learning_rate": rate,
+                    "tokens_per_second": sum(example.fork.length for example in batch) / seconds,
+                    "memory_gb": peak_memory_gb(),
+                    "seconds": seconds,
+                }
+            )
+            _stop_if_diverged(history[-1], folder)
+            if on_step is not None:
+                on_step(history[-1])
+            if time.monotonic() - saved_at >= config.save_seconds or step + 1 == len(schedule):
+                _save(folder, fingerprint, optimizer, history)
+                saved_at = time.monotonic()
     model.model.eval()
     return history
 
