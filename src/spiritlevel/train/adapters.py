@@ -62,7 +62,7 @@ def fused_lora(model: Any) -> Iterator[None]:
     fused = []
     for layer in model.modules():
         if isinstance(layer, Linear) and _is_plain(layer):
-            layer.forward = partial(_forward, layer)
+            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
             fused.append(layer)
     try:
         yield
