@@ -34,7 +34,7 @@ from spiritlevel.train import (
     train,
 )
 from spiritlevel.train import loop as loop_module
-from spiritlevel.train.batches import STEPS_PER_GROUP, epoch_batches
+from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.loop import StepMetrics
 from spiritlevel.train.objective import Metrics
 from spiritlevel.train.optimizer import MasterAdamW
@@ -355,7 +355,7 @@ def test_another_model_gets_references_of_its_own(tmp_path: Path) -> None:
 
 def test_what_needs_no_reference_gets_none(tmp_path: Path, tiny_model: LocalModel) -> None:
     examples = prepare_examples(tiny_model, SFT(), RECORDS, store=ContentStore(tmp_path))
-    assert examples == [Example(SFT().fork(record, tiny_model)) for record in RECORDS]
+    assert examples == [Example(SFT().fork(record, tiny_model), kind=record.source) for record in RECORDS]
     assert not list(tmp_path.iterdir())
 
 
@@ -395,34 +395,32 @@ def test_a_planted_preference_is_learnt(lora: bool, tiny_folder: Path, tmp_path:
 
 # --- batches -----------------------------------------------------------------------------------------
 
-lengths_of = st.lists(st.integers(1, 500), min_size=1, max_size=80)
+kinds_of = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=80)
 
 
-@given(lengths_of, st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_sees_every_example_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert len(batches) == ceil(len(lengths) / batch_size)
-    assert sum(len(batch) < batch_size for batch in batches) <= 1
-    assert batches == epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+@given(kinds_of, st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_sees_every_example_once(kinds: list[str], batch_size: int, seed: int, epoch: int) -> None:
+    batches = epoch_batches(kinds, batch_size, seed=seed, epoch=epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(kinds)))
+    assert len(batches) == ceil(len(kinds) / batch_size)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert batches == epoch_batches(kinds, batch_size, seed=seed, epoch=epoch)
 
 
 def test_epochs_and_seeds_differ() -> None:
-    lengths = list(range(1, 33))
     draws = [(seed, epoch) for seed in range(3) for epoch in range(3)]
-    orders = {str(epoch_batches(lengths, 4, seed=seed, epoch=epoch)) for seed, epoch in draws}
+    orders = {str(epoch_batches([""] * 32, 4, seed=seed, epoch=epoch)) for seed, epoch in draws}
     assert len(orders) == 9
 
 
-def test_batches_are_of_similar_length_and_in_no_order_of_length() -> None:
-    source = random.Random(0)
-    lengths = [source.randint(1, 500) for _ in range(8 * STEPS_PER_GROUP * 10)]
-    batches = epoch_batches(lengths, 8, seed=0, epoch=0)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+def test_every_batch_has_about_its_share_of_each_kind(helped: int, declined: int, seed: int) -> None:
+    kinds = ["help"] * helped + ["decline"] * declined
+    for batch in epoch_batches(kinds, 4, seed=seed, epoch=0):
+        share = len(batch) * helped / len(kinds)
+        assert abs(sum(kinds[index] == "help" for index in batch) - share) < 2
 
-    def padded(plan: list[list[int]]) -> int:
-        return sum(max(lengths[index] for index in batch) * len(batch) for batch in plan)
 
-    plain = [list(range(start, start + 8)) for start in range(0, len(lengths), 8)]
-    assert padded(batches) - sum(lengths) < 0.35 * (padded(plain) - sum(lengths))
-    means = [sum(lengths[index] for index in batch) for batch in batches]
-    assert abs(torch.corrcoef(torch.tensor([means, list(range(len(means)))]))[0, 1]) < 0.3
+def test_two_kinds_alike_take_turns() -> None:
+    batches = epoch_batches(["help", "decline"] * 50, 4, seed=3, epoch=0)
+    assert all(sum(index % 2 for index in batch) == 2 for batch in batches)

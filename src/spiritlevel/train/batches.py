@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Examples are shuffled, then sorted by length within groups of this many steps: little padding, enough chance.
-STEPS_PER_GROUP = 16
 
+def epoch_batches(kinds: Sequence[str], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Every index once, in random order, in batches of `batch_size` (the last may be smaller).
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Every index once, in batches of `batch_size` (the last may be smaller) of similar length, in random order."""
+    kinds: of each example. Each kind is spread evenly over the epoch (systematic sampling), so that every batch has
+    about its share of each. Between chance batches the shares swing, and with them what the model does where both
+    help and a refusal are near.
+    """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    order = random.permutation(len(lengths)).tolist()
-    group = batch_size * STEPS_PER_GROUP
-    batches = []
-    for start in range(0, len(order), group):
-        members = sorted(order[start : start + group], key=lambda index: lengths[index])
-        batches += [members[first : first + batch_size] for first in range(0, len(members), batch_size)]
-    return [batches[place] for place in random.permutation(len(batches))]
+    place = np.empty(len(kinds))
+    of_kind: dict[str, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        of_kind.setdefault(kind, []).append(index)
+    for members in of_kind.values():
+        place[random.permutation(members)] = (np.arange(len(members)) + random.random()) / len(members)
+    order = np.argsort(place, kind="stable").tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

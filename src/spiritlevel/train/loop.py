@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel, plan_batches, score_batch, score_forks, verify_engine
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
@@ -64,13 +65,13 @@ def train(
     from it and ends with the same weights, bit for bit on the same machine.
     """
     accelerator = Accelerator(cpu=model.device.type == "cpu")
-    lengths = [example.fork.length for example in examples]
-    _check_lengths(lengths, config)
+    _check_lengths([example.fork.length for example in examples], config)
+    kinds = [example.kind for example in examples]
     optimizer = MasterAdamW(model.model.parameters(), weight_decay=config.weight_decay)
     schedule = [
         batch
         for epoch in range(config.epochs)
-        for batch in epoch_batches(lengths, config.batch_size, seed=config.seed, epoch=epoch)
+        for batch in epoch_batches(kinds, config.batch_size, seed=config.seed, epoch=epoch)
     ]
     fingerprint = _fingerprint(objective, examples, config, model)
     torch.manual_seed(config.seed)  # dropout
@@ -121,7 +122,7 @@ def train(
 def prepare_examples(
     model: LocalModel,
     objective: Objective,
-    records: Sequence[Any],
+    records: Sequence[Preference],
     *,
     store: ContentStore,
     token_budget: int = 4096,
@@ -135,7 +136,7 @@ def prepare_examples(
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
     verify_engine(model.model, max(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
     if not objective.needs_reference:
-        return [Example(fork) for fork in forks]
+        return [Example(fork, kind=record.source) for fork, record in zip(forks, records, strict=True)]
     keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in forks]
 
     def compute(indices: Sequence[int], done: Callable[[int, Any], None]) -> None:
@@ -146,7 +147,10 @@ def prepare_examples(
 
     batches = plan_batches([fork.length for fork in forks], token_budget)
     references = compute_missing(store, keys, batches, compute, on_progress)
-    return [Example(fork, tuple(values)) for fork, values in zip(forks, references, strict=True)]
+    return [
+        Example(fork, tuple(values), record.source)
+        for fork, values, record in zip(forks, references, records, strict=True)
+    ]
 
 
 def peak_memory_gb() -> float:
@@ -183,7 +187,7 @@ def _fingerprint(objective: Objective, examples: Sequence[Example], config: Trai
     settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
     # The scale of an adapter is in its settings, not in its weights.
     alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
-    forks = [[example.fork.prompt, example.fork.continuations, example.reference] for example in examples]
+    forks = [[example.fork.prompt, example.fork.continuations, example.reference, example.kind] for example in examples]
     return digest_json([_FORMAT, objective.name, repr(objective), settings, forks, repr(start), alphas])
 
 

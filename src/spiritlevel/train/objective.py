@@ -16,10 +16,14 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Example:
-    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation where the objective needs it."""
+    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation where the objective needs it.
+
+    kind: of which every batch is to have its share.
+    """
 
     fork: Fork
     reference: tuple[float, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True)
