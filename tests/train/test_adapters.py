@@ -166,9 +166,14 @@ def test_fused_lora_is_lora(base: Path, dtype: str) -> None:
         assert float((gradients[name] - gradient).norm()) <= tolerance * float(gradient.norm()), name
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}], ids=["dropout", "dora"])
-def test_other_layers_keep_their_own_forward(base: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({"lora_dropout": 0.1}, "float32"), ({"use_dora": True}, "float32"), ({}, "bfloat16")],
+    ids=["dropout", "dora", "float32-on-bfloat16"],
+)
+def test_other_layers_keep_their_own_forward(base: Path, settings: dict[str, Any], dtype: str) -> None:
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
-    student = get_peft_model(open_local(str(base), dtype="float32").model, config)
+    student = get_peft_model(open_local(str(base), dtype=dtype).model, config)
     with fused_lora(student):
         assert not any("forward" in vars(layer) for layer in student.modules())
+        assert student(input_ids=IDS).logits.isfinite().all()

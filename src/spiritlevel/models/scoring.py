@@ -23,9 +23,9 @@ from spiritlevel.models.fork import SHARED_SAVES, Fork, Layout, lay_out, plan_ba
 
 # A chunk of logits [tokens, vocabulary] in float32 stays under this many bytes.
 LOGIT_CHUNK_BYTES = 64 * 2**20
-# In bfloat16 on a CPU, plain attention beats the fused kernel on rows of 96 to 384 tokens, forward and backward
-# (`benchmarks/fork_layouts.py`). The limit is lower because the backward pass keeps its weights, which grow with the
-# square of the length.
+# In bfloat16 on a CPU, plain attention beats the fused kernel on rows of 96 to 384 tokens, forward and backward;
+# `benchmarks/fork_layouts.py` compares them. The limit is lower because the backward pass keeps its weights, which grow
+# with the square of the length.
 PLAIN_ATTENTION_UP_TO = 256
 
 

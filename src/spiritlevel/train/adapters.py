@@ -72,10 +72,13 @@ def fused_lora(model: Any) -> Iterator[None]:
 
 
 def _is_plain(layer: Any) -> bool:
-    """One adapter, W + s·B·A and nothing else: no dropout, no variant such as DoRA."""
-    plain = type(layer.base_layer) is torch.nn.Linear and len(layer.active_adapters) == 1 and not layer.lora_variant
-    (name,) = layer.active_adapters if plain else ("",)
-    return plain and name in layer.lora_A and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+    """One adapter of the base's dtype, W + s·B·A and nothing else: no dropout, no variant such as DoRA."""
+    if type(layer.base_layer) is not torch.nn.Linear or layer.lora_variant or len(layer.active_adapters) != 1:
+        return False
+    (name,) = layer.active_adapters
+    if name not in layer.lora_A or not isinstance(layer.lora_dropout[name], torch.nn.Identity):
+        return False
+    return bool(layer.lora_A[name].weight.dtype == layer.base_layer.weight.dtype)
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -83,7 +86,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     (name,) = layer.active_adapters
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return _AddLowRank.apply(layer.base_layer(x), x.to(a.dtype), a, b, layer.scaling[name])  # type: ignore[no-untyped-call,no-any-return]
+    return _AddLowRank.apply(layer.base_layer(x), x, a, b, layer.scaling[name])  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _AddLowRank(torch.autograd.Function):
