@@ -202,3 +202,15 @@ def test_planning_one_batch_again_leaves_it_whole(pairs: list[tuple[int, int]]) 
 def test_a_long_shared_beginning_is_not_given_up_for_a_fuller_batch() -> None:
     batch = [(beginning,) * 60 + (tail,) for beginning in range(3) for tail in range(15)]
     assert [len(rows) for rows in plan_prompts(batch)] == [15, 15, 15]
+
+
+def test_prompts_that_share_little_are_batched_by_length() -> None:
+    batch = [(index, *[7] * (index * 11 % 50)) for index in range(80)]
+    lengths = [[len(batch[index]) for index in rows] for rows in plan_prompts(batch)]
+    assert [len(rows) for rows in lengths] == [40, 40]
+    assert [length for rows in lengths for length in rows] == sorted(map(len, batch))
+
+
+def test_a_family_within_a_family_gets_its_own_batch() -> None:
+    batch = [(1,) * 60 + (tail % 2,) * 60 + (tail,) for tail in range(24)] + [(3, tail) for tail in range(5)]
+    assert sorted(len(rows) for rows in plan_prompts(batch)) == [5, 12, 12]

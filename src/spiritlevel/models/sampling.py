@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from spiritlevel.models.fork import shared_start
 
 # Rows decoded together: with more, two cores give hardly more tokens a second and the cache grows.
 ROWS_PER_BATCH = 40
-# A batch is closed early, once it is worth its pass over the weights, rather than lose this many shared tokens.
-WORTHWHILE_ROWS, WORTHWHILE_PREFIX = 12, 48
+# Prompts that share this many tokens more than the rest, and are this many, get batches of their own.
+FAMILY_TOKENS, FAMILY_ROWS = 48, 12
 # Rows are compacted when this share of them has finished: dropping one row copies the whole cache.
 COMPACT_AT = 0.25
 
@@ -44,22 +45,23 @@ class Completion:
 
 
 def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of prompts in batches: neighbours in lexicographic order, where shared beginnings are longest."""
-    prompts = [tuple(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: (prompts[index], index))
-    batches: list[list[int]] = []
-    shared: Sequence[int] = ()
-    for index in order:
-        common = shared[: shared_start([shared, prompts[index]])]
-        batch = batches[-1] if batches else None
-        loses = len(shared) - len(common) >= WORTHWHILE_PREFIX and batch is not None and len(batch) > 1
-        if batch is None or len(batch) == ROWS_PER_BATCH or (loses and len(batch) >= WORTHWHILE_ROWS):
-            batches.append([index])
-            shared = prompts[index]
-        else:
-            batch.append(index)
-            shared = common
-    return batches
+    """Indices of prompts in batches: families with a long common beginning, which is computed once a batch, the
+    others by their length, so that little is padded."""
+    return _plan([tuple(prompt) for prompt in prompts], range(len(prompts))) if prompts else []
+
+
+def _plan(prompts: Sequence[tuple[int, ...]], group: Sequence[int]) -> list[list[int]]:
+    shared = shared_start([prompts[index] for index in group])
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index in group:
+        families.setdefault(prompts[index][shared : shared + FAMILY_TOKENS], []).append(index)
+    large = {start: members for start, members in families.items() if FAMILY_ROWS <= len(members) < len(group)}
+    loose = [index for start, members in families.items() if start not in large for index in members]
+    loose.sort(key=lambda index: (len(prompts[index]), prompts[index], index))
+    count = -(-len(loose) // ROWS_PER_BATCH)
+    cuts = [len(loose) * place // max(count, 1) for place in range(count + 1)]
+    batches = [loose[start:end] for start, end in pairwise(cuts)]
+    return [*(batch for start in sorted(large) for batch in _plan(prompts, large[start])), *batches]
 
 
 @torch.inference_mode()
