@@ -32,6 +32,7 @@ from spiritlevel.models import Fork, LocalModel, lay_out, score_batch, score_for
 from spiritlevel.models import fork as fork_module
 from spiritlevel.models.scoring import LogitTransform, token_logprobs
 from spiritlevel.train import DPO, Example, LoraSettings, Window, add_lora
+from spiritlevel.train.objectives.dpo import OPENING_TOKENS
 from tiny import SIZES, VOCABULARY, build_llama, build_qwen2, build_tokenizer, randomise
 
 PAD = 0
@@ -138,14 +139,16 @@ def test_dpo_equals_the_plain_unshared_computation(
     batch = begin_alike([*draw_forks(3), Fork((1, 2, 3), ((4,), (5, 6)))], start)
     source = random.Random(1)
     references = [tuple(-source.uniform(5, 50) for _ in range(2)) for _ in batch]
-    beta, nll_weight = 0.3, 0.5
+    beta, nll_weight, opening_weight = 0.3, 0.5, 3.0
 
     plain = torch.zeros((), dtype=torch.float64)
     for fork, (reference_chosen, reference_rejected) in zip(batch, references, strict=True):
         chosen, rejected = (plain_logprob(model, fork.prompt, y) for y in fork.continuations)
         margin = (chosen - reference_chosen) - (rejected - reference_rejected)
         plain = plain - logsigmoid(beta * margin) / len(batch)
-        plain = plain - nll_weight * chosen / sum(len(f.continuations[0]) for f in batch)
+        opening = plain_logprob(model, fork.prompt, fork.continuations[0][:OPENING_TOKENS])
+        emphasised = chosen + (opening_weight - 1) * opening
+        plain = plain - nll_weight * emphasised / sum(len(f.continuations[0]) for f in batch)
     expected = gradients(model, plain)
 
     if chunk is not None:
@@ -155,7 +158,7 @@ def test_dpo_equals_the_plain_unshared_computation(
         model.activation_checkpointing_enable()
     examples = [Example(fork, reference) for fork, reference in zip(batch, references, strict=True)]
     scores = score_batch(model, batch, pad_token=PAD)
-    loss, _ = DPO(beta, nll_weight).loss(scores, examples, Window.over(examples))
+    loss, _ = DPO(beta, nll_weight, opening_weight).loss(scores, examples, Window.over(examples))
     found = gradients(model, loss)
 
     assert abs(loss.item() - plain.item()) <= 1e-9

@@ -72,7 +72,19 @@ def test_the_metrics_of_dpo_are_those_of_the_paper() -> None:
     assert float(loss) == pytest.approx(found["dpo"] + 0.25 * found["nll"])
 
 
-@pytest.mark.parametrize("objective", [DPO(beta=0.2, nll_weight=0.7), SFT()], ids=["dpo", "sft"])
+def test_the_opening_of_a_chosen_reply_counts_as_often_as_it_is_told_to() -> None:
+    # Replies of six tokens and of one; the log-probability of every chosen token is −1, of every rejected one −9.
+    fork = Fork((1,), (tuple(range(6)), (2,)))
+    scores = ForkScores(column(*[-1] * 6, -9, *[-1] * 6, -9), torch.tensor([*[0] * 6, 1, *[2] * 6, 3]), 4)
+    examples = [Example(fork, (-6.0, -9.0))] * 2
+    found = [
+        float(DPO(beta=0.1, nll_weight=1.0, opening_weight=weight).loss(scores, examples, Window.over(examples))[0])
+        for weight in (1.0, 5.0, 0.0)
+    ]
+    assert found == pytest.approx([log(2) + 1.0, log(2) + (4 * 5 + 2) / 6, log(2) + 2 / 6])
+
+
+@pytest.mark.parametrize("objective", [DPO(0.2, 0.7, 3.0), SFT()], ids=["dpo", "sft"])
 def test_losses_and_metrics_of_the_parts_add_up_to_the_whole(objective: DPO | SFT) -> None:
     model = build_llama()
     forks = [Fork((1, 2, 3)[: 1 + n % 3], (tuple(range(9, 10 + n)), (5, 6))) for n in range(5)]

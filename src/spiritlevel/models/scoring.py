@@ -48,6 +48,12 @@ class ForkScores:
         """Tokens of each continuation."""
         return torch.bincount(self.owner, minlength=self.continuations)
 
+    def places(self) -> Int[Tensor, " scored"]:
+        """The place of each scored token in its continuation, from 0."""
+        counts = self.counts()
+        starts = counts.cumsum(0) - counts
+        return torch.arange(len(self.owner), device=self.owner.device) - starts[self.owner]
+
 
 def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int) -> ForkScores:
     """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled."""

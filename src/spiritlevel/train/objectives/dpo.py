@@ -16,6 +16,8 @@ from spiritlevel.data import Preference
 from spiritlevel.models import Fork, ForkScores, LocalModel
 from spiritlevel.train.objective import Example, Metrics, Window
 
+OPENING_TOKENS = 4
+
 
 def dpo_loss(
     policy_chosen: Float[Tensor, " pairs"],
@@ -36,10 +38,15 @@ def dpo_loss(
 @dataclass(frozen=True)
 class DPO:
     """beta: how closely to stay to the reference. nll_weight: of the chosen reply's mean token loss, which
-    keeps its likelihood from falling together with the rejected one's; 0 is the paper's DPO."""
+    keeps its likelihood from falling together with the rejected one's; 0 is the paper's DPO.
+
+    opening_weight: how often each of the first `OPENING_TOKENS` tokens counts in that mean. There a reply takes its
+    stance, and what makes a refusal is decided (Qi et al. 2024, arXiv:2406.05946); the other tokens mostly follow.
+    """
 
     beta: float
     nll_weight: float = 0.0
+    opening_weight: float = 1.0
 
     name: ClassVar[str] = "dpo"
     summary: ClassVar[str] = "Direct Preference Optimization (arXiv:2305.18290), with an optional NLL term"
@@ -59,7 +66,9 @@ class DPO:
         reference = torch.tensor([example.reference for example in examples], dtype=torch.float64)
         ref_chosen, ref_rejected = reference.to(chosen).T
         preference = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=self.beta).sum() / window.examples
-        nll = -chosen.sum() / window.first_tokens
+        opening = (scores.owner % 2 == 0) & (scores.places() < OPENING_TOKENS)
+        emphasis = (self.opening_weight - 1) * scores.logprobs[opening].sum()
+        nll = -(chosen.sum() + emphasis) / window.first_tokens
         with torch.no_grad():
             reward_chosen, reward_rejected = (
                 self.beta * (chosen - ref_chosen),
