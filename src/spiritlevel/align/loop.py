@@ -68,7 +68,7 @@ class AlignConfig:
     seed: int = 0
     max_new_tokens: int = 48
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=5.0))
+    objective: DPO = field(default_factory=lambda: DPO(beta=0.1, nll_weight=5.0, opening_weight=5.0))
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=2e-3, epochs=1, batch_size=4))
 
@@ -107,7 +107,7 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
         before=(before.cases, before.perplexity),
         after=(after.cases, after.perplexity),
         training={
-            "method": f"DPO (beta {config.objective.beta:g}) + {config.objective.nll_weight:g} NLL, LoRA",
+            "method": "DPO with an NLL term, LoRA",
             **_read_training(folder),
             "settings": _settings(config),
         },

@@ -114,7 +114,7 @@ class Rule(_Part):
     applies_to: tuple[Side, ...] = Field(default=("output",), min_length=1)
     on_violation: Action
     say: tuple[Text, ...] = Field(
-        default=(), description="The charter's own words for a reply under this rule, in several wordings."
+        default=(), description="The charter's own words for a reply under this rule, the best wording first."
     )
     checks: tuple[CheckSpec, ...] = ()
     examples: RuleExamples = RuleExamples()

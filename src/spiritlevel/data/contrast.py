@@ -38,6 +38,9 @@ class ContrastConfig:
     help_share: at least so much of all pairs are to help, as far as there are questions for it. A model shown more
     refusals than help learns to refuse.
 
+    wordings: how many of a rule's own wordings are taught, from the first on. A small model that is taught one tells
+    better when to use it than one that has to spread its certainty over the first words of several.
+
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
@@ -47,6 +50,7 @@ class ContrastConfig:
     max_new_tokens: int = 32
     rejected_words: int = 12
     help_share: float = 0.45
+    wordings: int = 1
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -317,7 +321,7 @@ class _Contrast:
 
     def _own_words(self, rule_id: str, prompt: str) -> str | None:
         """One of the rule's wordings, always the same for the same question and seed."""
-        wordings = self.charter.rule(rule_id).say
+        wordings = self.charter.rule(rule_id).say[: self.config.wordings]
         return random.Random(_number([self.config.seed, prompt])).choice(wordings) if wordings else None
 
 
