@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import mannwhitneyu
 
 from spiritlevel.align.loop import AlignConfig
 from spiritlevel.charter import Charter, Probe, load_charter, read_probes
@@ -46,10 +47,9 @@ def refusal_mass(charter: Charter, probes: Sequence[Probe], model: LocalModel) -
 
 def set_apart(declined: list[float], helped: list[float]) -> dict[str, Any]:
     """AUC, and the share of each side on the wrong one of a threshold."""
-    pairs = [(a > b) + (a == b) / 2 for a in declined for b in helped]
     cuts = [place / 10 for place in range(1, 10)]
     return {
-        "auc": round(sum(pairs) / len(pairs), 3),
+        "auc": round(float(mannwhitneyu(declined, helped).statistic) / (len(declined) * len(helped)), 3),
         "by_threshold": {
             cut: [
                 round(sum(mass < cut for mass in declined) / len(declined), 3),
