@@ -35,7 +35,7 @@ def dpo(
     data: Path = DATA, model: str = MODEL, out: Path = OUT,
     beta: float = typer.Option(0.1, min=1e-6, help="How closely to stay to the reference."),
     nll_weight: float = typer.Option(1.0, min=0.0, help="Weight of the chosen replies' likelihood; 0: plain DPO."),
-    opening_weight: float = typer.Option(1.0, min=0.0, help="Of each of a chosen reply's first 4 tokens in it."),
+    opening_weight: float = typer.Option(1.0, min=0.0, help="How often a chosen reply's first 4 tokens count."),
     lr: float = RATE, epochs: int = EPOCHS, batch_size: int = BATCH, token_budget: int = BUDGET,
     max_length: int = LENGTH, schedule: str = SCHEDULE, rank: int = RANK, merge: bool = MERGE,
     seed: int = SEED, tensorboard: bool = BOARD,
