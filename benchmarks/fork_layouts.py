@@ -96,7 +96,7 @@ def seconds(layout: Callable[[Any, Sequence[Fork]], Tensor], model: Any, forks: 
     loss.backward()
     took = time.perf_counter() - started
     model.zero_grad()
-    return took, float(loss)
+    return took, float(loss.detach())
 
 
 def main() -> None:
