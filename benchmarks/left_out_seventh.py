@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=default.objective.beta)
     parser.add_argument("--nll-weight", type=float, default=default.objective.nll_weight)
     parser.add_argument("--opening-weight", type=float, default=default.objective.opening_weight)
+    parser.add_argument("--margin-tokens", type=int, default=default.objective.margin_tokens)
     parser.add_argument("--wordings", type=int, default=default.contrast.wordings)
+    parser.add_argument("--whole-wordings", type=int, default=default.contrast.whole_wordings)
     parser.add_argument("--lr", type=float, default=default.train.learning_rate)
     parser.add_argument("--epochs", type=int, default=default.train.epochs)
     parser.add_argument("--store", type=Path, default=Path("runs/left-out"), help="where replies and scores are kept")
@@ -77,9 +79,10 @@ def main() -> None:
     options = parser.parse_args()
     config = default.seeded(options.seed)
     objective = replace(
-        config.objective, beta=options.beta, nll_weight=options.nll_weight, opening_weight=options.opening_weight
-    )
-    contrast = replace(config.contrast, wordings=options.wordings)
+        config.objective, beta=options.beta, nll_weight=options.nll_weight, opening_weight=options.opening_weight,
+        margin_tokens=options.margin_tokens,
+    )  # fmt: skip
+    contrast = replace(config.contrast, wordings=options.wordings, whole_wordings=options.whole_wordings)
     settings = replace(config.train, learning_rate=options.lr, epochs=options.epochs)
 
     charter, store, base = load_charter(options.charter), ContentStore(options.store), open_local("smollm2-135m")
@@ -100,7 +103,7 @@ def main() -> None:
     helped = [value for case, value in zip(cases, mass, strict=True) if case.expect == "help"]
     result = {
         "benchmark": "left_out_seventh", "seventh": options.seventh, "seed": options.seed, "pairs": len(pairs),
-        "objective": asdict(objective), "wordings": options.wordings, "lr": options.lr, "epochs": options.epochs,
+        "objective": asdict(objective), "contrast": asdict(contrast), "lr": options.lr, "epochs": options.epochs,
         "leakage": [sum(case.violated for case in cases), len(declined)],
         "over_refusal": [sum(case.over_refused for case in cases), len(helped)],
         **set_apart(declined, helped),

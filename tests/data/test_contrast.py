@@ -103,6 +103,16 @@ def test_another_seed_words_refusals_differently(tmp_path):
     assert [p.chosen_text for p in first] != [p.chosen_text for p in second]
 
 
+def test_the_charters_words_are_said_whole_so_often_and_then_begun(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), whole_wordings=2, opening_words=4)
+    for rule in CHARTER.rules:
+        said = [pair for pair in pairs if pair.rule == rule.id and pair.source == "charter"]
+        assert [pair.chosen_finished for pair in said] == [True] * min(2, len(said)) + [False] * (len(said) - 2)
+        assert {pair.chosen_text for pair in said[:2]} <= {rule.say[0]}
+        assert {pair.chosen_text for pair in said[2:]} <= {" ".join(rule.say[0].split()[:4])}
+    assert any(not pair.chosen_finished for pair in pairs)
+
+
 def test_only_the_opening_of_a_rejected_reply_is_kept_where_its_stance_is_wrong(tmp_path):
     pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"))
     expected = {probe.prompt: probe.expect for probe in PROBES}

@@ -126,12 +126,19 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("margin_tokens", [None, 2], ids=["replies", "openings"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("chunk", [None, 1, 3 * 4 * VOCABULARY], ids=["whole", "token", "three-tokens"])
 @pytest.mark.parametrize("trained", ["lora", "untied", "tied"])
 @pytest.mark.parametrize("name", BUILD)
 def test_dpo_equals_the_plain_unshared_computation(
-    name: str, trained: str, chunk: int | None, checkpointing: bool, start: int, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    trained: str,
+    chunk: int | None,
+    checkpointing: bool,
+    start: int,
+    margin_tokens: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = BUILD[name](tie_word_embeddings=trained == "tied")
     if trained == "lora":
@@ -139,16 +146,17 @@ def test_dpo_equals_the_plain_unshared_computation(
     batch = begin_alike([*draw_forks(3), Fork((1, 2, 3), ((4,), (5, 6)))], start)
     source = random.Random(1)
     references = [tuple(-source.uniform(5, 50) for _ in range(2)) for _ in batch]
-    beta, nll_weight, opening_weight = 0.3, 0.5, 3.0
+    objective = DPO(beta=0.3, nll_weight=0.5, opening_weight=3.0, margin_tokens=margin_tokens)
 
     plain = torch.zeros((), dtype=torch.float64)
     for fork, (reference_chosen, reference_rejected) in zip(batch, references, strict=True):
-        chosen, rejected = (plain_logprob(model, fork.prompt, y) for y in fork.continuations)
-        margin = (chosen - reference_chosen) - (rejected - reference_rejected)
-        plain = plain - logsigmoid(beta * margin) / len(batch)
+        chosen = plain_logprob(model, fork.prompt, fork.continuations[0])
+        begun = [plain_logprob(model, fork.prompt, y[:margin_tokens]) for y in fork.continuations]
+        margin = (begun[0] - reference_chosen) - (begun[1] - reference_rejected)
+        plain = plain - logsigmoid(objective.beta * margin) / len(batch)
         opening = plain_logprob(model, fork.prompt, fork.continuations[0][:OPENING_TOKENS])
-        emphasised = chosen + (opening_weight - 1) * opening
-        plain = plain - nll_weight * emphasised / sum(len(f.continuations[0]) for f in batch)
+        emphasised = chosen + (objective.opening_weight - 1) * opening
+        plain = plain - objective.nll_weight * emphasised / sum(len(f.continuations[0]) for f in batch)
     expected = gradients(model, plain)
 
     if chunk is not None:
@@ -158,7 +166,7 @@ def test_dpo_equals_the_plain_unshared_computation(
         model.activation_checkpointing_enable()
     examples = [Example(fork, reference) for fork, reference in zip(batch, references, strict=True)]
     scores = score_batch(model, batch, pad_token=PAD)
-    loss, _ = DPO(beta, nll_weight, opening_weight).loss(scores, examples, Window.over(examples))
+    loss, _ = objective.loss(scores, examples, Window.over(examples))
     found = gradients(model, loss)
 
     assert abs(loss.item() - plain.item()) <= 1e-9

@@ -84,7 +84,20 @@ def test_the_opening_of_a_chosen_reply_counts_as_often_as_it_is_told_to() -> Non
     assert found == pytest.approx([log(2) + 1.0, log(2) + (4 * 5 + 2) / 6, log(2) + 2 / 6])
 
 
-@pytest.mark.parametrize("objective", [DPO(0.2, 0.7, 3.0), SFT()], ids=["dpo", "sft"])
+def test_a_margin_of_openings_counts_their_tokens_and_asks_the_reference_for_no_more() -> None:
+    fork = Fork((1,), (tuple(range(6)), (7, 8, 9)))
+    scores = ForkScores(column(*[-1] * 6, -2, -3, -50), torch.tensor([*[0] * 6, 1, 1, 1]), 2)
+    objective = DPO(beta=1.0, margin_tokens=2)
+    asked = objective.reference_fork(fork)
+    assert asked == Fork((1,), ((0, 1), (7, 8)))
+    loss, _ = objective.loss(scores, [Example(fork, (-2.0, -2.0))], Window(1, 6))
+    assert float(loss) == pytest.approx(log1p(exp(-((-2 + 2) - (-5 + 2)))))
+    assert DPO(beta=1.0).reference_fork(fork) == fork
+
+
+@pytest.mark.parametrize(
+    "objective", [DPO(0.2, 0.7, 3.0), DPO(0.2, 0.7, 3.0, 2), SFT()], ids=["dpo", "openings", "sft"]
+)
 def test_losses_and_metrics_of_the_parts_add_up_to_the_whole(objective: DPO | SFT) -> None:
     model = build_llama()
     forks = [Fork((1, 2, 3)[: 1 + n % 3], (tuple(range(9, 10 + n)), (5, 6))) for n in range(5)]

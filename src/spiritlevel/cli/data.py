@@ -25,6 +25,9 @@ def contrast(
     output: Path = typer.Option(Path("pairs.jsonl"), "--out", help="A .jsonl or .parquet file."),
     samples: int = typer.Option(2, min=0, help="Replies drawn under the charter per question to be declined."),
     wordings: int = typer.Option(1, min=1, help="How many of a rule's own wordings are taught, from the first on."),
+    whole_wordings: int | None = typer.Option(
+        None, min=0, help="How often a rule's wordings are said whole; later only their opening. [default: always]"
+    ),
     max_new_tokens: int = typer.Option(64, help="The longest reply, in tokens."),
     seed: int = typer.Option(0),
 ) -> None:
@@ -35,7 +38,9 @@ def contrast(
     from spiritlevel.models import open_model
     from spiritlevel.store import ContentStore
 
-    config = ContrastConfig(samples=samples, wordings=wordings, max_new_tokens=max_new_tokens, seed=seed)
+    config = ContrastConfig(
+        samples=samples, wordings=wordings, whole_wordings=whole_wordings, max_new_tokens=max_new_tokens, seed=seed
+    )
     store = ContentStore(output.with_name(f"{output.name}.store"))
     with TerminalProgress().stage("make preference pairs", contrast_workload(probes, config)) as advance:
         pairs, report = contrast_pairs(loaded, probes, open_model(model), config, store=store, on_progress=advance)

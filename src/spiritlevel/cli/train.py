@@ -36,6 +36,9 @@ def dpo(
     beta: float = typer.Option(0.1, min=1e-6, help="How closely to stay to the reference."),
     nll_weight: float = typer.Option(1.0, min=0.0, help="Weight of the chosen replies' likelihood; 0: plain DPO."),
     opening_weight: float = typer.Option(1.0, min=0.0, help="How often a chosen reply's first 4 tokens count."),
+    margin_tokens: int | None = typer.Option(
+        None, min=1, help="How many first tokens of each reply the preference term reads. [default: all]"
+    ),
     lr: float = RATE, epochs: int = EPOCHS, batch_size: int = BATCH, token_budget: int = BUDGET,
     max_length: int = LENGTH, schedule: str = SCHEDULE, rank: int = RANK, merge: bool = MERGE,
     seed: int = SEED, tensorboard: bool = BOARD,
@@ -44,8 +47,8 @@ def dpo(
     from spiritlevel.train import DPO
 
     _train(
-        DPO(beta, nll_weight, opening_weight), data, model, out, lr, epochs, batch_size, token_budget, max_length,
-        schedule, rank, merge, seed, tensorboard,
+        DPO(beta, nll_weight, opening_weight, margin_tokens), data, model, out, lr, epochs, batch_size, token_budget,
+        max_length, schedule, rank, merge, seed, tensorboard,
     )  # fmt: skip
 
 

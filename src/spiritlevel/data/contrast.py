@@ -41,6 +41,10 @@ class ContrastConfig:
     wordings: how many of a rule's own wordings are taught, from the first on. A small model that is taught one tells
     better when to use it than one that has to spread its certainty over the first words of several.
 
+    whole_wordings: how often the charter's own words for a rule are taught to their end; after that only their opening,
+    of `opening_words`, as a reply that was cut. They are the same words again: what is left to learn is when to say
+    them. None: always.
+
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
     """
@@ -51,6 +55,8 @@ class ContrastConfig:
     rejected_words: int = 12
     help_share: float = 0.45
     wordings: int = 1
+    whole_wordings: int | None = None
+    opening_words: int = 6
     temperature: float = 0.7
     top_p: float = 1.0
     closeness: float = 0.6
@@ -136,6 +142,7 @@ class _Contrast:
     store: ContentStore
     on_progress: Callable[[int], None] | None
     report: ContrastReport = field(default_factory=ContrastReport)
+    said: Counter[str] = field(default_factory=Counter)
 
     def declining_pairs(self, probes: Sequence[Probe]) -> list[Preference]:
         """For each question to be declined: the charter's way over the bare reply."""
@@ -219,8 +226,9 @@ class _Contrast:
         if words is None:
             self.report.drop(probe.rule, "no draw passed and the rule has no words of its own")
             return None
+        own = self._whole_or_opening(probe.rule, words)
         why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
-        return self._pair(probe, Reply(words, 0, True), rejected, "charter", f"charter:{self.charter.name}", why)
+        return self._pair(probe, own, rejected, "charter", f"charter:{self.charter.name}", why)
 
     def _helping(self, probe: Probe, helpful: Reply, author: str, *, draw: int) -> Preference | None:
         """Against the words of the rule that the question is near to, or of any. A reply of the model that was cut
@@ -270,7 +278,8 @@ class _Contrast:
     ) -> Preference | None:
         rejected = self._shown_by_its_opening(probe, rejected)
         words, others = chosen.text.split(), rejected.text.split()
-        if words == others or (not rejected.finished and words[: len(others)] == others):
+        cut = None if chosen.finished and rejected.finished else min(len(words), len(others))
+        if words[:cut] == others[:cut]:
             self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(
@@ -285,6 +294,13 @@ class _Contrast:
             chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,
         )
+
+    def _whole_or_opening(self, rule_id: str, words: str) -> Reply:
+        """The charter's own words for a rule; when they have been said whole often enough, how they begin."""
+        self.said[rule_id] += 1
+        whole = self.config.whole_wordings is None or self.said[rule_id] <= self.config.whole_wordings
+        reply = Reply(words, 0, True)
+        return reply if whole else opening(reply, self.config.opening_words)
 
     def _shown_by_its_opening(self, probe: Probe, rejected: Reply) -> Reply:
         """The opening of a rejected reply if that is as wrong as the whole, else the whole."""

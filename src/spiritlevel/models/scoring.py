@@ -40,9 +40,10 @@ class ForkScores:
     owner: Int[Tensor, " scored"]
     continuations: int
 
-    def sums(self) -> Float[Tensor, " continuations"]:
-        """log π(y|x) of each continuation."""
-        return self.logprobs.new_zeros(self.continuations).index_add(0, self.owner, self.logprobs)
+    def sums(self, first: int | None = None) -> Float[Tensor, " continuations"]:
+        """log π(y|x) of each continuation, or of its `first` tokens."""
+        logprobs = self.logprobs if first is None else self.logprobs * (self.places() < first)
+        return logprobs.new_zeros(self.continuations).index_add(0, self.owner, logprobs)
 
     def counts(self) -> Int[Tensor, " continuations"]:
         """Tokens of each continuation."""

@@ -135,17 +135,18 @@ def prepare_examples(
     forks = [objective.fork(record, model) for record in records]
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
     verify_engine(model.model, max(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
-    if not objective.needs_reference:
+    asked = [fork for fork in map(objective.reference_fork, forks) if fork is not None]
+    if not asked:
         return [Example(fork, kind=record.source) for fork, record in zip(forks, records, strict=True)]
-    keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in forks]
+    keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in asked]
 
     def compute(indices: Sequence[int], done: Callable[[int, Any], None]) -> None:
-        batch = [forks[index] for index in indices]
+        batch = [asked[index] for index in indices]
         sums = score_forks(model.model, batch, pad_token=model.pad_token, token_budget=token_budget)
         for index, values in zip(indices, sums, strict=True):
             done(index, values)
 
-    batches = plan_batches([fork.length for fork in forks], token_budget)
+    batches = plan_batches([fork.length for fork in asked], token_budget)
     references = compute_missing(store, keys, batches, compute, on_progress)
     return [
         Example(fork, tuple(values), record.source)

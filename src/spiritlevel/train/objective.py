@@ -47,8 +47,10 @@ class Objective(Protocol):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    needs_reference: ClassVar[bool]
 
     def fork(self, record: Preference, model: LocalModel) -> Fork: ...
+
+    def reference_fork(self, fork: Fork) -> Fork | None:
+        """What the reference is to score for this fork; None if nothing."""
 
     def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]: ...

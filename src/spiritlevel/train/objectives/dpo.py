@@ -42,33 +42,35 @@ class DPO:
 
     opening_weight: how often each of the first `OPENING_TOKENS` tokens counts in that mean. There a reply takes its
     stance, and what makes a refusal is decided (Qi et al. 2024, arXiv:2406.05946); the other tokens mostly follow.
+
+    margin_tokens: so many tokens of each reply, from the first on, count in the preference term; None is the paper's
+    DPO, all. Where two replies differ in their stance, the margin of whole replies is soon won by the words that
+    follow, and the term then no longer teaches how to begin. What no term reads is not computed.
     """
 
     beta: float
     nll_weight: float = 0.0
     opening_weight: float = 1.0
+    margin_tokens: int | None = None
 
     name: ClassVar[str] = "dpo"
     summary: ClassVar[str] = "Direct Preference Optimization (arXiv:2305.18290), with an optional NLL term"
-    needs_reference: ClassVar[bool] = True
 
     def fork(self, record: Preference, model: LocalModel) -> Fork:
-        return Fork(
-            model.prompt_tokens(record.chat),
-            (
-                model.reply_tokens(record.chosen_text, finished=record.chosen_finished),
-                model.reply_tokens(record.rejected_text, finished=record.rejected_finished),
-            ),
-        )
+        chosen = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
+        rejected = model.reply_tokens(record.rejected_text, finished=record.rejected_finished)
+        return Fork(model.prompt_tokens(record.chat), (chosen, rejected[: self.margin_tokens]))
+
+    def reference_fork(self, fork: Fork) -> Fork | None:
+        return Fork(fork.prompt, tuple(reply[: self.margin_tokens] for reply in fork.continuations))
 
     def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
-        chosen, rejected = scores.sums().view(-1, 2).T
+        chosen, rejected = scores.sums(self.margin_tokens).view(-1, 2).T
         reference = torch.tensor([example.reference for example in examples], dtype=torch.float64)
         ref_chosen, ref_rejected = reference.to(chosen).T
         preference = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=self.beta).sum() / window.examples
-        opening = (scores.owner % 2 == 0) & (scores.places() < OPENING_TOKENS)
-        emphasis = (self.opening_weight - 1) * scores.logprobs[opening].sum()
-        nll = -(chosen.sum() + emphasis) / window.first_tokens
+        all_of_chosen, opening = (scores.sums(first)[::2].sum() for first in (None, OPENING_TOKENS))
+        nll = -(all_of_chosen + (self.opening_weight - 1) * opening) / window.first_tokens
         with torch.no_grad():
             reward_chosen, reward_rejected = (
                 self.beta * (chosen - ref_chosen),
@@ -79,7 +81,7 @@ class DPO:
                 "dpo": preference.detach(),
                 "nll": nll.detach(),
                 "margin": margin.sum() / window.examples,
-                "accuracy": (margin > 0).sum() / window.examples,
+                "accuracy": (margin > 0).to(margin).sum() / window.examples,
                 "reward_chosen": reward_chosen.sum() / window.examples,
                 "reward_rejected": reward_rejected.sum() / window.examples,
             }

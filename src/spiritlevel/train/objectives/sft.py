@@ -19,11 +19,13 @@ class SFT:
 
     name: ClassVar[str] = "sft"
     summary: ClassVar[str] = "Supervised fine-tuning on the chosen replies, completion tokens only"
-    needs_reference: ClassVar[bool] = False
 
     def fork(self, record: Preference, model: LocalModel) -> Fork:
         reply = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
         return Fork(model.prompt_tokens(record.chat), (reply,))
+
+    def reference_fork(self, fork: Fork) -> Fork | None:
+        return None
 
     def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
         nll = -scores.logprobs.sum() / window.first_tokens
