@@ -8,7 +8,7 @@ import pytest
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks import judge_probe
 from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload
-from spiritlevel.data.contrast import opening, whole_sentences
+from spiritlevel.data.contrast import ContrastReport, _Contrast, opening, whole_sentences
 from spiritlevel.models import Reply
 from spiritlevel.store import ContentStore, digest_json
 
@@ -103,14 +103,39 @@ def test_another_seed_words_refusals_differently(tmp_path):
     assert [p.chosen_text for p in first] != [p.chosen_text for p in second]
 
 
-def test_the_charters_words_are_said_whole_so_often_and_then_begun(tmp_path):
-    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), whole_wordings=2, opening_words=4)
+def test_each_wording_is_said_whole_so_often_and_then_begun(tmp_path):
+    pairs, _ = make(tmp_path, ScriptedModel(ANSWER, "nonsense"), wordings=2, whole_wordings=2, opening_words=4)
+    begun = 0
     for rule in CHARTER.rules:
-        said = [pair for pair in pairs if pair.rule == rule.id and pair.source == "charter"]
-        assert [pair.chosen_finished for pair in said] == [True] * min(2, len(said)) + [False] * (len(said) - 2)
-        assert {pair.chosen_text for pair in said[:2]} <= {rule.say[0]}
-        assert {pair.chosen_text for pair in said[2:]} <= {" ".join(rule.say[0].split()[:4])}
-    assert any(not pair.chosen_finished for pair in pairs)
+        for wording in rule.say[:2]:
+            opening = " ".join(wording.split()[:4])
+            of_rule = [pair for pair in pairs if pair.rule == rule.id and pair.source == "charter"]
+            said = [pair for pair in of_rule if pair.chosen_text in (wording, opening)]
+            assert [pair.chosen_text for pair in said] == [wording] * min(2, len(said)) + [opening] * (len(said) - 2)
+            assert all(pair.chosen_finished == (pair.chosen_text == wording) for pair in said)
+            begun += len(said) > 2
+    assert begun
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "same"),
+    [
+        (Reply("I will not.", 3, True), Reply("I will not.", 3, True), True),
+        (Reply("I will", 2, False), Reply("I will not.", 3, True), True),
+        (Reply("I will not.", 3, True), Reply("I will", 2, False), True),
+        (Reply("I will not.", 3, True), Reply("I will not. But here", 5, False), False),
+        (Reply("I will not. But here", 5, False), Reply("I will not.", 3, True), False),
+        (Reply("I will", 2, False), Reply("You will not.", 3, True), False),
+    ],
+)
+def test_a_pair_whose_cut_reply_begins_the_other_teaches_nothing(tmp_path, chosen, rejected, same):
+    report = ContrastReport()
+    generator = _Contrast(
+        CHARTER, ScriptedModel(ANSWER, ANSWER), ContrastConfig(), ContentStore(tmp_path), None, report
+    )
+    declined = next(probe for probe in PROBES if probe.expect == "redact")  # whose rejected reply stays whole
+    pair = generator._pair(declined, chosen, rejected, "charter", "charter", "why")
+    assert (pair is None) == same == bool(report.dropped)
 
 
 def test_only_the_opening_of_a_rejected_reply_is_kept_where_its_stance_is_wrong(tmp_path):

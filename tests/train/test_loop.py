@@ -225,6 +225,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "order of data": {"examples": EXAMPLES[::-1]},
     "reference": {"examples": [replace(example, reference=(-19.0, -21.0)) for example in EXAMPLES]},
     "beta": {"objective": DPO(beta=0.2, nll_weight=0.5)},
+    "margin": {"objective": replace(PREFER, margin_tokens=1)},
     "method": {"objective": SFT(), "examples": CHOSEN},
     "learning rate": {"config": replace(CONFIG, learning_rate=2e-2)},
     "seed": {"config": replace(CONFIG, seed=1)},
@@ -323,15 +324,20 @@ RECORDS = [
 ]
 
 
+@pytest.mark.parametrize("margin_tokens", [None, 2])
 def test_references_are_the_models_own_scores_and_are_kept(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    margin_tokens: int | None, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, store = open_local(str(tiny_folder), dtype="float64"), ContentStore(tmp_path / "store")
-    examples = prepare_examples(model, PREFER, RECORDS, store=store, token_budget=60)
-    forks = [PREFER.fork(record, model) for record in RECORDS]
-    assert [example.fork for example in examples] == forks
-    for example, fork in zip(examples, forks, strict=True):
-        [alone] = score_forks(model.model, [fork], pad_token=0, token_budget=1000)
+    objective = replace(PREFER, margin_tokens=margin_tokens)
+    examples = prepare_examples(model, objective, RECORDS, store=store, token_budget=60)
+    assert [example.fork for example in examples] == [objective.fork(record, model) for record in RECORDS]
+    for example, record in zip(examples, RECORDS, strict=True):
+        whole = PREFER.fork(record, model)
+        assert example.fork.continuations[0] == whole.continuations[0], "the NLL term reads the whole chosen reply"
+        judged = Fork(whole.prompt, tuple(reply[:margin_tokens] for reply in whole.continuations))
+        assert example.fork.continuations[1] == judged.continuations[1]
+        [alone] = score_forks(model.model, [judged], pad_token=0, token_budget=1000)
         assert example.reference == pytest.approx(alone, abs=1e-5)  # a loaded model's norms are float32
 
     def forbidden(*_: Any, **__: Any) -> None:
@@ -339,7 +345,7 @@ def test_references_are_the_models_own_scores_and_are_kept(
 
     monkeypatch.setattr(loop_module, "score_forks", forbidden)
     told: list[int] = []
-    again = prepare_examples(model, PREFER, RECORDS, store=store, token_budget=60, on_progress=told.append)
+    again = prepare_examples(model, objective, RECORDS, store=store, token_budget=60, on_progress=told.append)
     assert again == examples
     assert sum(told) == len(RECORDS)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spiritlevel.data import Preference
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, score_batch
 from spiritlevel.train import DPO, OBJECTIVES, SFT, Example, Window, dpo_loss
 from tiny import build_llama
@@ -93,6 +94,8 @@ def test_a_margin_of_openings_counts_their_tokens_and_asks_the_reference_for_no_
     loss, _ = objective.loss(scores, [Example(fork, (-2.0, -2.0))], Window(1, 6))
     assert float(loss) == pytest.approx(log1p(exp(-((-2 + 2) - (-5 + 2)))))
     assert DPO(beta=1.0).reference_fork(fork) == fork
+    with pytest.raises(SpiritLevelError, match="margin_tokens is 0"):
+        DPO(beta=1.0, margin_tokens=0)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def _settings(config: AlignConfig) -> dict[str, Any]:
         **asdict(config.lora),
     }
     settings.pop("save_seconds")
-    return settings
+    return settings | {f"pairs: {name}": value for name, value in asdict(config.contrast).items() if name != "seed"}
 
 
 def _load_measurement(path: Path) -> Measurement:

@@ -59,7 +59,7 @@ def render_html(report: dict[str, Any]) -> str:
         cases=sorted(enumerate(report["cases"], 1), key=lambda item: _OUTCOMES.index(item[1]["outcome"])),
         outcomes=Counter(case["outcome"] for case in report["cases"]),
         sources=sorted({source for counts in report["training"]["sources"].values() for source in counts}),
-        curves=training_curves(report["training"]["history"]),
+        curves=training_curves(report["training"]["history"], report["training"]["settings"].get("margin_tokens")),
         tones=TONES,
     )
 
@@ -197,10 +197,13 @@ def gate_bar(gate: Mapping[str, Any]) -> tuple[float | None, ...]:
     return tuple(at.values())
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """(title, drawing) of every curve that the history has values for."""
+def training_curves(history: Sequence[Mapping[str, Any]], margin_tokens: int | None) -> list[tuple[str, Markup]]:
+    """(title, drawing) of every curve that the history has values for. margin_tokens: of each reply, that the margin,
+    accuracy and rewards are about; None: all."""
     curves = []
     for title, keys, domain in _CURVES:
+        if margin_tokens and keys != ("loss",):
+            title = f"{title}, first {margin_tokens} tokens"
         lines = {key: [(row["step"], row[key]) for row in history if _finite(row.get(key))] for key in keys}
         if lines := {key.removeprefix("reward_"): line for key, line in lines.items() if line}:
             curves.append((title, line_chart(title, lines, domain)))

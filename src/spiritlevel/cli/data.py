@@ -26,7 +26,9 @@ def contrast(
     samples: int = typer.Option(2, min=0, help="Replies drawn under the charter per question to be declined."),
     wordings: int = typer.Option(1, min=1, help="How many of a rule's own wordings are taught, from the first on."),
     whole_wordings: int | None = typer.Option(
-        None, min=0, help="How often a rule's wordings are said whole; later only their opening. [default: always]"
+        None,
+        min=0,
+        help="How often a wording is said whole; later only its opening, for our DPO alone. [default: always]",
     ),
     max_new_tokens: int = typer.Option(64, help="The longest reply, in tokens."),
     seed: int = typer.Option(0),

@@ -41,9 +41,9 @@ class ContrastConfig:
     wordings: how many of a rule's own wordings are taught, from the first on. A small model that is taught one tells
     better when to use it than one that has to spread its certainty over the first words of several.
 
-    whole_wordings: how often the charter's own words for a rule are taught to their end; after that only their opening,
-    of `opening_words`, as a reply that was cut. They are the same words again: what is left to learn is when to say
-    them. None: always.
+    whole_wordings: how often each of the charter's own wordings is taught to its end, its examples not counted; after
+    that only its opening, of `opening_words`, as a reply that was cut. They are the same words again: what is left to
+    learn is when to say them. None: always. Other trainers don't know a cut `chosen` and would teach to stop there.
 
     closeness: how much of a drawn reply must match the charter's own wording, 0 to 1. A small model wraps the
     right phrase in nonsense that the checks can't see; a large one may be trusted with a lower value.
@@ -226,7 +226,7 @@ class _Contrast:
         if words is None:
             self.report.drop(probe.rule, "no draw passed and the rule has no words of its own")
             return None
-        own = self._whole_or_opening(probe.rule, words)
+        own = self._whole_or_opening(words)
         why = f"no draw kept `{probe.rule}` well enough: the charter's own words"
         return self._pair(probe, own, rejected, "charter", f"charter:{self.charter.name}", why)
 
@@ -278,8 +278,9 @@ class _Contrast:
     ) -> Preference | None:
         rejected = self._shown_by_its_opening(probe, rejected)
         words, others = chosen.text.split(), rejected.text.split()
-        cut = None if chosen.finished and rejected.finished else min(len(words), len(others))
-        if words[:cut] == others[:cut]:
+        chosen_begins_rejected = not chosen.finished and others[: len(words)] == words
+        rejected_begins_chosen = not rejected.finished and words[: len(others)] == others
+        if words == others or chosen_begins_rejected or rejected_begins_chosen:
             self.report.drop(probe.rule or "help", "the two replies do not differ")
             return None
         return Preference.of(
@@ -295,10 +296,10 @@ class _Contrast:
             rejected_finished=rejected.finished,
         )
 
-    def _whole_or_opening(self, rule_id: str, words: str) -> Reply:
-        """The charter's own words for a rule; when they have been said whole often enough, how they begin."""
-        self.said[rule_id] += 1
-        whole = self.config.whole_wordings is None or self.said[rule_id] <= self.config.whole_wordings
+    def _whole_or_opening(self, words: str) -> Reply:
+        """One of the charter's wordings; when it has been said whole often enough, how it begins."""
+        self.said[words] += 1
+        whole = self.config.whole_wordings is None or self.said[words] <= self.config.whole_wordings
         reply = Reply(words, 0, True)
         return reply if whole else opening(reply, self.config.opening_words)
 

@@ -135,9 +135,8 @@ def prepare_examples(
     forks = [objective.fork(record, model) for record in records]
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
     verify_engine(model.model, max(forks, key=lambda fork: fork.length), pad_token=model.pad_token)
-    asked = [fork for fork in map(objective.reference_fork, forks) if fork is not None]
-    if not asked:
-        return [Example(fork, kind=record.source) for fork, record in zip(forks, records, strict=True)]
+    questions = [objective.reference_fork(fork) for fork in forks]
+    asked = [question for question in questions if question is not None]
     keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in asked]
 
     def compute(indices: Sequence[int], done: Callable[[int, Any], None]) -> None:
@@ -147,10 +146,10 @@ def prepare_examples(
             done(index, values)
 
     batches = plan_batches([fork.length for fork in asked], token_budget)
-    references = compute_missing(store, keys, batches, compute, on_progress)
+    references = iter(compute_missing(store, keys, batches, compute, on_progress))
     return [
-        Example(fork, tuple(values), record.source)
-        for fork, values, record in zip(forks, references, records, strict=True)
+        Example(fork, () if question is None else tuple(next(references)), record.source)
+        for fork, question, record in zip(forks, questions, records, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Example:
-    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation where the objective needs it.
+    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation of the objective's `reference_fork`.
 
     kind: of which every batch is to have its share.
     """

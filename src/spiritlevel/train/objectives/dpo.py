@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spiritlevel.data import Preference
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel
 from spiritlevel.train.objective import Example, Metrics, Window
 
@@ -45,13 +46,18 @@ class DPO:
 
     margin_tokens: so many tokens of each reply, from the first on, count in the preference term; None is the paper's
     DPO, all. Where two replies differ in their stance, the margin of whole replies is soon won by the words that
-    follow, and the term then no longer teaches how to begin. What no term reads is not computed.
+    follow, and the term then no longer teaches how to begin. What is wrong further on it does not see. The metrics
+    (margin, accuracy, rewards) are of the same tokens.
     """
 
     beta: float
     nll_weight: float = 0.0
     opening_weight: float = 1.0
     margin_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin_tokens is not None and self.margin_tokens < 1:
+            raise SpiritLevelError(f"margin_tokens is {self.margin_tokens}", remedy="Give at least 1, or None for all.")
 
     name: ClassVar[str] = "dpo"
     summary: ClassVar[str] = "Direct Preference Optimization (arXiv:2305.18290), with an optional NLL term"
