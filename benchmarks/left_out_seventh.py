@@ -4,7 +4,7 @@ Trains on six of seven train probes and answers the seventh. For choosing settin
 unseen. Besides the rates of the greedy replies it tells how the probability of beginning with a word that the charter's
 own replies begin with sets apart what must be declined from what must be helped: AUC, and both errors by threshold.
 About eight minutes on two cores; between seeds the same setting swings by some five errors of 200. Train probes have
-authors and situations in common, so these figures flatter: `benchmarks/data/accounting_development.jsonl` does not.
+authors and situations in common, so these figures flatter (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
