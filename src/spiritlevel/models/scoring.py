@@ -42,7 +42,7 @@ class ForkScores:
 
     def sums(self, first: int | None = None) -> Float[Tensor, " continuations"]:
         """log π(y|x) of each continuation, or of its `first` tokens."""
-        logprobs = self.logprobs if first is None else self.logprobs * (self.places() < first)
+        logprobs = self.logprobs if first is None else self.logprobs.masked_fill(self.places() >= first, 0.0)
         return logprobs.new_zeros(self.continuations).index_add(0, self.owner, logprobs)
 
     def counts(self) -> Int[Tensor, " continuations"]:
