@@ -68,7 +68,7 @@ class AlignConfig:
     seed: int = 0
     max_new_tokens: int = 48
     contrast: ContrastConfig = field(default_factory=lambda: ContrastConfig(whole_wordings=20))
-    objective: DPO = field(default_factory=lambda: DPO(beta=0.12, nll_weight=5.0, opening_weight=3.0, margin_tokens=6))
+    objective: DPO = field(default_factory=lambda: DPO(beta=0.18, nll_weight=5.0, opening_weight=3.0, margin_tokens=6))
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=2e-3, epochs=1, batch_size=4))
 
