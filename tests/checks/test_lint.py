@@ -105,6 +105,18 @@ FAULTS: dict[str, tuple[Edit, str, str, str]] = {
         lambda c, t, h: c["few_shot"].append({"prompt": "Your recipe?", "reply": "Flour."}),
         "error", '"prompt": "Your recipe?"', "few-shot reply breaks `no-recipes`",
     ),
+    "a good example asks a held-out question": (
+        lambda c, t, h: rule(c)["examples"]["good"].append({"prompt": "YOUR recipe?", "reply": "I can't share it."}),
+        "error", '"prompt": "YOUR recipe?"', "held_out.jsonl:1: held-out prompts must never be trained on",
+    ),
+    "a bad example asks a held-out question": (
+        lambda c, t, h: rule(c)["examples"]["bad"].append({"prompt": "Your  recipe?", "reply": "Flour."}),
+        "error", '"prompt": "Your  recipe?"', "held_out.jsonl:1: held-out prompts must never be trained on",
+    ),
+    "a few-shot question is held out": (
+        lambda c, t, h: c["few_shot"].append({"prompt": "when do you close?", "reply": "At six."}),
+        "error", '"prompt": "when do you close?"', "held_out.jsonl:2: held-out prompts must never be trained on",
+    ),
     "a rule is not tested": (
         lambda c, t, h: c["rules"].append(rule(c) | {"id": "second"}),
         "warning", '"second"', "no held_out probe tests `second`",

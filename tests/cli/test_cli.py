@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from rich.text import Text
 
 from spiritlevel import __version__
 from spiritlevel.charter import load_charter, system_prompt
@@ -77,6 +77,15 @@ def test_every_verb_has_help(spiritlevel: Run, verb: tuple[str, ...], flag: str)
     assert "Usage" in outcome.out
 
 
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb) or "spiritlevel")
+def test_no_help_is_eaten_as_markup(verb: tuple[str, ...]) -> None:
+    command: Any = typer.main.get_command(cli.app)
+    for name in verb:
+        command = command.commands[name]
+    for text in filter(None, [command.help, *(getattr(option, "help", "") for option in command.params)]):
+        assert Text.from_markup(text).plain == text
+
+
 def test_these_are_the_verbs(spiritlevel: Run) -> None:
     assert {verb[0] for verb in VERBS if verb} == {
         "charter",
@@ -117,8 +126,14 @@ BAD: list[tuple[list[str], str, str]] = [
         "no schedule 'soon'",
         "Choose linear",
     ),
+    (
+        ["train", "dpo", "--data", "nowhere", "--out", "x", "--rank", "0", "--adapter"],
+        "there is no adapter to write",
+        "Leave `--adapter` out",
+    ),
     (["charter", "lnit"], "No such command 'lnit'", "Did you mean 'lint'"),
     (["charter", "lint"], "Missing argument", "charter lint -h"),
+    (["charter", "new"], "Missing argument 'folder'", "charter new -h"),
     (["align", ACCOUNTING, "--seed", "x"], "'--seed': Input should be a valid integer", "align -h"),
 ]
 
@@ -134,7 +149,7 @@ def test_bad_input_is_told_on_stderr_with_its_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = spiritlevel(*arguments)
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert problem in outcome.err
     assert remedy in outcome.err
     assert "Traceback" not in outcome.err
@@ -146,15 +161,16 @@ def test_a_faulty_charter_is_told_by_line_and_field(spiritlevel: Run, accounting
     first = damage(accounting, "severity: high", "severity: dire")
     second = damage(accounting, "  voice: Calm", "  vioce: Calm")
     outcome = spiritlevel(*verb, accounting)
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert f"{accounting}:{first}: rules[0].severity: " in outcome.err
     assert f"{accounting}:{second}: tone.vioce: unknown field (did you mean `voice`?)" in outcome.err
     assert "→" in outcome.err
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("verb", ["align", "eval", "data contrast"])
 @pytest.mark.parametrize("break_it", ["missing", "unsound"])
-def test_align_refuses_a_bad_charter_before_it_loads_torch(accounting: Path, break_it: str) -> None:
+def test_a_bad_charter_is_refused_before_torch_is_loaded(accounting: Path, verb: str, break_it: str) -> None:
     if break_it == "missing":
         accounting.unlink()
         place = ""
@@ -162,22 +178,20 @@ def test_align_refuses_a_bad_charter_before_it_loads_torch(accounting: Path, bre
         line = damage(accounting, "    say:\n", "    say:\n      - You have a strong case.\n")
         place = f":{line + 1}"
     code = "import sys; from spiritlevel.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    began = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-c", code, "align", accounting],
+        [sys.executable, "-c", code, *verb.split(), accounting],
         capture_output=True,
         text=True,
         cwd=accounting.parent,
     )
-    assert time.monotonic() - began < 3
-    assert (run.returncode, run.stdout) == (2, "False\n")
+    assert (run.returncode, run.stdout) == (3, "False\n")
     assert f"{accounting}{place}: " in run.stderr and "→" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (accounting.parent / "runs").exists()
 
 
 def test_new_starts_a_sound_charter_and_overwrites_nothing(spiritlevel: Run, tmp_path: Path) -> None:
-    names = spiritlevel("charter", "new", "-", "--list").out.split()
+    names = spiritlevel("charter", "new", "--list").out.split()
     assert names == sorted(folder.name for folder in TEMPLATES.iterdir())
     for name in names:
         folder = tmp_path / f"[{name}]"
@@ -187,7 +201,7 @@ def test_new_starts_a_sound_charter_and_overwrites_nothing(spiritlevel: Run, tmp
         assert spiritlevel("charter", "lint", folder).code == 0
         kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         refused = spiritlevel("charter", "new", folder, "--template", names[0])
-        assert refused.code == 2 and str(folder) in refused.err and "nothing is overwritten" in refused.err
+        assert refused.code == 3 and str(folder) in refused.err and "nothing is overwritten" in refused.err
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
 
 
@@ -246,6 +260,28 @@ def test_diff_tells_what_is_stale(spiritlevel: Run, accounting: Path) -> None:
     (change,) = json.loads(listed.out)
     assert (change["part"], change["fields"]) == ("no-legal-advice", ["text"])
     assert "training pairs" in change["stale"]
+
+
+def test_diff_counts_the_probes(spiritlevel: Run, accounting: Path) -> None:
+    with (accounting.parent / "probes" / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "Is tea an expense?", "expect": "help"}\n')
+    told, listed = (spiritlevel("charter", "diff", ACCOUNTING, accounting, *flag) for flag in ([], ["--json"]))
+    assert told.code == listed.code == 1
+    assert "probes.train" in told.out and "1 added" in told.out
+    stale = ["trained model", "training pairs"]
+    assert json.loads(listed.out) == [
+        {"kind": "changed", "part": "probes.train", "fields": ["1 added"], "stale": stale}
+    ]
+
+
+def test_diff_of_a_version_out_of_its_folder_says_what_it_could_not_compare(
+    spiritlevel: Run, accounting: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "old.yaml"
+    alone.write_text(accounting.read_text(encoding="utf-8"), encoding="utf-8")
+    told = spiritlevel("charter", "diff", alone, accounting)
+    assert told.code == 1 and told.out == "the two charters mean the same, but for their probes\n"
+    assert "the probes are not compared" in told.err and "train.jsonl" in told.err
 
 
 def test_schema_is_json(spiritlevel: Run) -> None:

@@ -1,6 +1,7 @@
 """Preference files: what is written is read, TRL's forms are read, and faults are named by line and field."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.data import Preference, read_preferences, write_preferences
+from spiritlevel.data.preference import check_writable
 from spiritlevel.errors import SpiritLevelError
 
 words = st.text(min_size=1).filter(lambda text: text.strip() and text.isprintable())
@@ -63,3 +65,44 @@ def test_a_faulty_record_is_named_by_line_and_field(tmp_path: Path, row, said):
     assert told.value.where == f"{path}:3"
     assert said in told.value.problem
     assert told.value.remedy
+
+
+def test_without_pyarrow_only_parquet_is_refused_and_can_be_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "pairs.parquet"
+    for attempt in (check_writable, read_preferences, lambda path: write_preferences(path, [])):
+        with pytest.raises(SpiritLevelError, match="needs pyarrow") as told:
+            attempt(path)
+        assert "pip install" in told.value.remedy
+    check_writable(tmp_path / "pairs.jsonl")
+
+
+def test_what_can_be_written_passes(tmp_path: Path):
+    check_writable(tmp_path / "pairs.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no Parquet", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_told(tmp_path: Path, content: bytes):
+    path = tmp_path / "pairs.parquet"
+    path.write_bytes(content)
+    with pytest.raises(SpiritLevelError, match="not a readable Parquet file") as told:
+        read_preferences(path)
+    assert told.value.where == str(path)
+
+
+@pytest.mark.parametrize("provenance", ["a forum", '"a forum"', "[1]", "9" * 5000, "[" * 100_000])
+def test_a_foreign_provenance_is_named_by_row_and_field(tmp_path: Path, provenance: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "pairs.parquet"
+    good = {"prompt": "q", "chosen": "a", "rejected": "b", "provenance": "{}"}
+    parquet.write_table(pyarrow.Table.from_pylist([good, good | {"provenance": provenance}]), path)
+    with pytest.raises(SpiritLevelError, match="provenance: ") as told:
+        read_preferences(path)
+    assert told.value.where == f"{path}:2"
+    assert "may be left out" in told.value.remedy

@@ -41,9 +41,13 @@ def test_compare_refuses_different_probes():
         rows(suite(1, 1), list(reversed(suite(1, 1))))
 
 
+# Three passages that all cost one nat a token.
+EVEN = Perplexity(math.e, ((10.0, 10), (20.0, 20), (40.0, 40)))
+
+
 def verdict_of(gate: Gate, before: list[Case], after: list[Case]) -> str:
     charter = CHARTER.model_copy(update={"gates": (gate,)})
-    return apply_gates(charter, rows(before, after), None, None)[0].verdict
+    return apply_gates(charter, rows(before, after), EVEN, EVEN)[0].verdict
 
 
 @pytest.mark.parametrize(("leaks", "expected"), [(2, "pass"), (30, "fail"), (8, "not enough data")])
@@ -69,8 +73,8 @@ def test_overall_takes_the_gravest():
             apply_gates(
                 CHARTER.model_copy(update={"gates": (Gate(measure="leakage", max=0.2),)}),
                 rows(suite(30, 0), suite(n, 0)),
-                None,
-                None,
+                EVEN,
+                EVEN,
             )[0]
             for n in leaks
         ]
@@ -82,7 +86,7 @@ def test_overall_takes_the_gravest():
 
 
 def test_perplexity_ratio_is_exact_when_all_passages_move_alike():
-    before = Perplexity(math.e, tuple((float(n), n) for n in (10, 20, 40)))
+    before = EVEN
     after = Perplexity(math.e**1.1, tuple((1.1 * n, n) for n in (10, 20, 40)))
     ratio, low, high = perplexity_ratio(before, after, 0.9)
     assert ratio == pytest.approx(math.exp(0.1))
@@ -91,6 +95,15 @@ def test_perplexity_ratio_is_exact_when_all_passages_move_alike():
     noisy = Perplexity(math.e, tuple((n * f, n) for n, f in ((10, 1.3), (20, 0.9), (40, 1.1))))
     ratio, low, high = perplexity_ratio(before, noisy, 0.9)
     assert low < ratio < high
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(9.0, "pass"), (3.0, "fail"), (4.6, "not enough data")])
+def test_a_perplexity_is_judged_by_an_interval_too(limit, expected):
+    spread = Perplexity(4.5, tuple((n * math.log(4.5) * f, n) for n, f in ((50, 1.1), (50, 1.0), (50, 0.9))))
+    charter = CHARTER.model_copy(update={"gates": (Gate(measure="perplexity", max=limit),)})
+    (found,) = apply_gates(charter, rows(suite(1, 1), suite(1, 1)), EVEN, spread)
+    assert found.verdict == expected
+    assert found.low < found.estimate < found.high
 
 
 def test_neutral_passages_are_many_and_concern_no_charter():

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from spiritlevel.chat import Chat, assistant, system, user
 from spiritlevel.errors import SpiritLevelError
@@ -85,6 +87,30 @@ def test_a_fork_is_prompt_and_finished_replies() -> None:
     assert MODEL.fork(chat, replies) == Fork(
         MODEL.prompt_tokens(chat), tuple(MODEL.reply_tokens(reply) for reply in replies)
     )
+
+
+def test_a_template_that_refuses_a_chat_is_told_with_its_own_words(tiny_model: LocalModel) -> None:
+    tiny_model.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tiny_model.tokenizer.chat_template
+    )
+    assert tiny_model.prompt_tokens([user("hello")]) == MODEL.prompt_tokens([user("hello")])
+    for ask in (
+        tiny_model.prompt_tokens,
+        lambda chat: tiny_model.generate([chat], max_new_tokens=1),
+        lambda chat: list(tiny_model.stream(chat, max_new_tokens=1)),
+    ):
+        with pytest.raises(SpiritLevelError, match="conversation of system, user: System role not supported") as told:
+            ask([system("be the one"), user("hello")])
+        assert told.value.where == "tiny"
+        assert "chat_template.jinja" in told.value.remedy
+
+
+def test_a_broken_template_is_told(tiny_model: LocalModel) -> None:
+    tiny_model.tokenizer.chat_template = "{% if %}"
+    for ask in (lambda: tiny_model.prompt_tokens([user("hello")]), lambda: tiny_model.end_token):
+        with pytest.raises(SpiritLevelError, match="tiny: its chat template does not render"):
+            ask()
 
 
 # --- generating --------------------------------------------------------------------------------------
@@ -233,6 +259,25 @@ def test_one_changed_weight_changes_the_digest(tiny_folder: Path) -> None:
     assert open_local(str(tiny_folder), dtype="float64").digest != before
 
 
+def as_bin(folder: Path) -> Path:
+    """The same with its weights as torch.save writes them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_models_that_differ_in_bin_weights_alone_differ_in_digest(tmp_path: Path) -> None:
+    one, other = (open_local(str(as_bin(save_model(tmp_path / str(seed), seed=seed)))) for seed in (0, 1))
+    assert one.generate(CHATS, max_new_tokens=4) != other.generate(CHATS, max_new_tokens=4)
+    assert one.digest != other.digest
+
+
+def test_bin_files_beside_safetensors_are_not_loaded_and_not_in_the_digest(tiny_folder: Path, tmp_path: Path) -> None:
+    before = open_local(str(tiny_folder)).digest
+    shutil.copy(as_bin(save_model(tmp_path / "other", seed=1)) / "pytorch_model.bin", tiny_folder)
+    assert open_local(str(tiny_folder)).digest == before
+
+
 def test_the_digest_of_an_adapter_is_also_that_of_its_base(tiny_folder: Path, tmp_path: Path) -> None:
     student = add_lora(open_local(str(tiny_folder), dtype="float32"), LoraSettings(2, 4), seed=0)
     with pytest.raises(ValueError, match="no digest"):
@@ -269,4 +314,33 @@ def test_a_folder_that_is_no_chat_model_is_refused_with_its_name(tiny_folder: Pa
         open_local(str(tiny_folder))
     (tiny_folder / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(SpiritLevelError, match="can't be loaded"):
+        open_local(str(tiny_folder))
+
+
+@pytest.mark.parametrize("size", [0, 4, 2000])
+@pytest.mark.parametrize("which", ["model", "base", "adapter"])
+def test_weights_that_were_cut_short_are_told_by_file(which: str, size: int, tiny_folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    save_trained(add_lora(open_local(str(tiny_folder)), LoraSettings(2, 4), seed=0), adapter, form="adapter")
+    opened = tiny_folder if which == "model" else adapter
+    broken = adapter / "adapter_model.safetensors" if which == "adapter" else tiny_folder / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:size])
+    with pytest.raises(SpiritLevelError, match="the weights can't be read: ") as told:
+        open_local(str(opened))
+    assert told.value.where == str(broken)
+    assert "cut short" in told.value.remedy
+
+
+@pytest.mark.parametrize("size", [0, 2000])
+def test_bin_weights_that_were_cut_short_are_told(size: int, tiny_folder: Path) -> None:
+    broken = as_bin(tiny_folder) / "pytorch_model.bin"
+    broken.write_bytes(broken.read_bytes()[:size])
+    with pytest.raises(SpiritLevelError, match="tiny: the model can't be loaded: "):
+        open_local(str(tiny_folder))
+
+
+def test_weights_of_another_shape_are_told(tiny_folder: Path) -> None:
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(SpiritLevelError, match="tiny: the model can't be loaded: "):
         open_local(str(tiny_folder))

@@ -1,12 +1,18 @@
 """Nothing half-written is ever read, and a stage is done exactly once."""
 
 import json
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from small_disk import fill, small_disk
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.store import (
     ContentStore,
@@ -15,11 +21,13 @@ from spiritlevel.store import (
     compute_missing,
     digest_folder,
     digest_json,
+    read_json,
     read_jsonl,
     run_stage,
     write_jsonl,
     write_text,
 )
+from tiny import build_tokenizer
 
 
 def names(folder: Path) -> list[str]:
@@ -69,14 +77,83 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_full_disk_is_told_with_place_and_remedy():
-    if not Path("/dev/full").exists():
-        pytest.skip("needs Linux's /dev/full")
-    full = Path("/dev/full")
-    with pytest.raises(SpiritLevelError, match=r"disk is full") as told, atomic_path(Path("/dev/shm/x.json")):
-        full.write_text("x" * 100_000)
-    assert "x.json" in told.value.where
-    assert told.value.remedy
+WEIGHTS = {"weight": torch.ones(10_000)}
+
+
+def save_through_python(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(WEIGHTS, file)
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 20_000),
+        lambda path: save_file(WEIGHTS, path),
+        lambda path: build_tokenizer().backend_tokenizer.save(str(path)),
+        save_through_python,
+    ],
+    ids=["text", "safetensors", "tokenizer", "torch"],
+)
+def test_a_full_disk_is_told_with_place_and_remedy_whoever_writes(
+    tmp_path: Path, write: Callable[[Path], None], atomic: Callable
+):
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "x"
+        with atomic(path) as temporary:
+            (temporary / "file" if temporary.is_dir() else temporary).write_text("old")
+        fill(disk, but=4096)
+        with pytest.raises(SpiritLevelError, match="disk is full; everything") as told, atomic(path) as temporary:
+            write(temporary / "file" if temporary.is_dir() else temporary)
+        assert told.value.where == str(path)
+        assert told.value.remedy.startswith("Free some space")
+        assert (path / "file" if path.is_dir() else path).read_text() == "old"
+        assert names(disk) == ["filler", "x"]
+
+
+@pytest.mark.parametrize("error", [ValueError("(os error)"), SpiritLevelError("the rank is 0")])
+def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path: Path, error: Exception):
+    with pytest.raises(type(error)) as told, atomic_path(tmp_path / "x"):
+        try:
+            (tmp_path / "missing").read_text()
+        except OSError:
+            raise error from None
+    assert told.value is error
+
+
+def test_a_place_that_cannot_be_is_told_by_its_own_name(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(SpiritLevelError, match="cannot be written") as told:
+            write_text(path, "")
+        assert told.value.where == str(path)
+
+
+@pytest.fixture
+def dead() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+def test_what_killed_processes_left_is_removed_when_the_same_path_is_written(
+    tmp_path: Path, dead: int, atomic: Callable
+):
+    kept = [f".x.{os.getppid()}.tmp", f".x.json.{dead}.tmp", ".x.y.tmp", f".[x].{dead}.tmp"]
+    for name in (*kept, f".x.{dead}.tmp"):
+        (tmp_path / name).write_text("half")
+    for process in (os.getpid(), 10**30):
+        (tmp_path / f".x.{process}.tmp").mkdir()
+        (tmp_path / f".x.{process}.tmp" / "weights").write_text("half")
+    with atomic(tmp_path / "x") as temporary:
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("whole")
+    assert names(tmp_path) == sorted([*kept, "x"])
+    with atomic(tmp_path / "[x]") as temporary:
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("whole")
+    assert names(tmp_path) == sorted([*kept[:-1], "x", "[x]"])
 
 
 def test_a_broken_line_is_named(tmp_path: Path):
@@ -87,6 +164,23 @@ def test_a_broken_line_is_named(tmp_path: Path):
     with pytest.raises(SpiritLevelError) as told:
         read_jsonl(path)
     assert told.value.where == f"{path}:4711"
+
+
+FAULTS = [b'{"a": 1', b"9" * 5000, b"[" * 100_000, b'{"a": "\xff"}']
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["cut", "long-number", "deep", "not-utf-8"])
+def test_whatever_is_wrong_with_a_line_it_is_named(tmp_path: Path, fault: bytes):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"1\r\n\n" + fault + b"\n2\n")
+    with pytest.raises(SpiritLevelError, match="not valid JSON: ") as told:
+        read_jsonl(path)
+    assert told.value.where == f"{path}:3"
+    assert told.value.remedy.startswith("Each line must be one JSON object")
+    path.write_bytes(fault)
+    with pytest.raises(SpiritLevelError, match="not valid JSON: ") as told:
+        read_json(path)
+    assert told.value.where == f"{path}:1"
 
 
 def test_a_torn_entry_counts_as_absent(tmp_path: Path):

@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from small_disk import fill, small_disk
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel, open_local
 from spiritlevel.train import LoraSettings, add_lora, save_trained
 from spiritlevel.train.adapters import fused_lora
@@ -137,6 +139,27 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(base: Path,
     save_trained(open_student(base, "float32"), folder, form="adapter")
     assert not (folder / "old.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_full_disk_is_told_and_what_was_there_stays(base: Path, tmp_path: Path, form: Any) -> None:
+    student = open_student(base, "float32")
+    with small_disk(tmp_path / "disk") as disk:
+        folder = disk / "model"
+        folder.mkdir()
+        (folder / "old.txt").write_text("old")
+        fill(disk, but=12_000)
+        with pytest.raises(SpiritLevelError, match="disk is full") as told:
+            save_trained(student, folder, form=form)
+        assert told.value.where == str(folder)
+        assert [path.name for path in folder.iterdir()] == ["old.txt"]
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "model"]
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(0, 4), (-1, 4), (4, 0)])
+def test_settings_out_of_range_are_refused(rank: int, alpha: int) -> None:
+    with pytest.raises(SpiritLevelError, match=r"(rank|alpha) is (0|-1)\n.*at least 1"):
+        LoraSettings(rank, alpha)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

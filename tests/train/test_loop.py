@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
+from small_disk import fill, small_disk
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, open_local, score_forks
@@ -251,6 +252,17 @@ def test_the_checkpoint_of_another_training_is_ignored(other: str, tmp_path: Pat
     assert equal(weights(found), weights(expected))
 
 
+@pytest.mark.parametrize("left", [0, 100, 0.5])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(left: float, tmp_path: Path) -> None:
+    train(student(), PREFER, EXAMPLES, CONFIG, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole)) if isinstance(left, float) else left])
+    with pytest.raises(SpiritLevelError, match="checkpoint is damaged") as told:
+        train(student(), PREFER, EXAMPLES, CONFIG, tmp_path)
+    assert told.value.where == str(path)
+
+
 def test_only_the_time_between_checkpoints_may_differ(tmp_path: Path) -> None:
     told: list[StepMetrics] = []
     with pytest.raises(KeyboardInterrupt):
@@ -268,7 +280,56 @@ def test_a_frozen_base_is_part_of_what_a_checkpoint_belongs_to(tmp_path: Path) -
     assert equal(weights(found), weights(expected))
 
 
+def test_a_full_disk_stops_training_and_once_it_is_freed_training_goes_on(tmp_path: Path) -> None:
+    expected = student()
+    history = train(expected, PREFER, EXAMPLES, CONFIG, tmp_path / "whole")
+    with small_disk(tmp_path / "disk") as disk:
+
+        def fill_at_3(metrics: StepMetrics) -> None:
+            if metrics["step"] == 3:
+                fill(disk, but=20_000)  # enough for the metrics
+
+        with pytest.raises(SpiritLevelError, match="disk is full") as told:
+            train(student(), PREFER, EXAMPLES, CONFIG, disk, on_step=fill_at_3)
+        assert told.value.where == str(disk / "checkpoint.pt")
+        assert sorted(path.name for path in disk.iterdir()) == ["checkpoint.pt", "filler", "metrics.jsonl"]
+        (disk / "filler").unlink()
+        found, steps = student(), []
+        assert untimed(train(found, PREFER, EXAMPLES, CONFIG, disk, on_step=steps.append)) == untimed(history)
+        assert steps[0]["step"] == 3
+        assert equal(weights(found), weights(expected))
+
+
 # --- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", nan),
+        ("learning_rate", inf),
+        ("epochs", 0),
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("warmup", 1.1),
+        ("warmup", -0.1),
+        ("weight_decay", -0.1),
+        ("max_grad_norm", 0.0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SpiritLevelError, match=rf"{name} is {value}") as told:
+        replace(CONFIG, **{name: value})
+    assert told.value.remedy
+
+
+def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module.Accelerator, "num_processes", 2)
+    with pytest.raises(SpiritLevelError, match="training runs on one process so far, and there are 2"):
+        train(student(), PREFER, EXAMPLES, CONFIG, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_example_that_is_too_long_is_an_error_with_counts(tmp_path: Path) -> None:

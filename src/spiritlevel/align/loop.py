@@ -7,14 +7,14 @@ and the same call ends with the same result.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from spiritlevel import checks, evals
 from spiritlevel.align.report import render_html
 from spiritlevel.align.summary import build_report
 from spiritlevel.charter import Charter, Probe, read_probes
@@ -32,7 +32,9 @@ from spiritlevel.models import LocalModel, open_local
 from spiritlevel.store import (
     ContentStore,
     RunRecord,
+    command_line,
     digest_file,
+    digest_folder,
     digest_json,
     read_json,
     read_jsonl,
@@ -49,6 +51,8 @@ from spiritlevel.train import (
     save_trained,
     train,
 )
+
+REPORTS = ("report.json", "report.html")
 
 
 class Progress(Protocol):
@@ -113,10 +117,10 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
         },
         records=run.records,
         seed=config.seed,
-        command=" ".join(sys.argv),
+        command=command_line(),
     )
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.html", render_html(report))
+    write_json(folder / REPORTS[0], report)
+    write_text(folder / REPORTS[1], render_html(report))
     return report
 
 
@@ -177,8 +181,9 @@ class _Run:
             opened.release()  # the adapter now lives inside its weights
             with progress.stage("train"):
                 train(student, config.objective, examples, config.train, folder / "train", on_step=progress.step)
+            for name in REPORTS:  # they describe the model that is replaced
+                (folder / name).unlink(missing_ok=True)
             save_trained(student, folder / "model", form="merged")
-            (folder / "train" / "checkpoint.pt").unlink(missing_ok=True)
 
         inputs: dict[str, Any] = {
             "model": opened.digest,
@@ -186,10 +191,11 @@ class _Run:
             "settings": _settings(config),
         }
         self._stage("train", inputs, ("model", "train/metrics.jsonl"), work)
+        (folder / "train" / "checkpoint.pt").unlink(missing_ok=True)  # only now does nothing need it
 
     def _inputs(self, opened: _Opened, probes: list[Probe]) -> dict[str, Any]:
         asked = digest_json([probe.model_dump() for probe in probes])
-        return {"charter": self.charter.digest, "model": opened.digest, "probes": asked}
+        return {"charter": self.charter.digest, "model": opened.digest, "probes": asked, "judge": _judge()}
 
     def _stage(self, name: str, inputs: dict[str, Any], outputs: tuple[str, ...], work: Callable[[], None]) -> None:
         record, worked = run_stage(self.folder, name, inputs, outputs, work)
@@ -231,6 +237,16 @@ def _probes(charter: Charter) -> tuple[list[Probe], list[Probe]]:
                 remedy=f"List JSONL files in probes.{half}.",
             )
     return held_out, trained_on
+
+
+@cache
+def _judge() -> str:
+    """What judges, by its source and the neutral text: results of two judges must not be compared.
+
+    When it has changed, a measurement is made again from the kept replies.
+    """
+    rooms = [Path(room.__file__ or "").parent for room in (checks, evals)]
+    return digest_json([digest_folder(room, suffixes=(".py", ".txt")) for room in rooms])
 
 
 def _settings(config: AlignConfig) -> dict[str, Any]:

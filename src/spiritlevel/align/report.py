@@ -65,7 +65,7 @@ def render_html(report: dict[str, Any]) -> str:
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """Verdict, table, gates and cases; then where the page is, if `report["path"]` says it."""
+    """Verdict, table, gates and cases."""
     console.print(_toned(report["verdict"]) + "  " + _plain(report["sentence"]))
     table = Table("measure (lower is better)", "before", "after", "change", "exact p")
     table.caption = f"Intervals: two-sided, {report['interval_confidence']:.0%}."
@@ -85,13 +85,11 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         values = (show(gate["estimate"]), show(gate["limit"]), interval(gate, show))
         gates.add_row(_plain(gate["condition"]), *values, _toned(gate["verdict"]))
     console.print(gates)
-    if perplexity := report["perplexity"]:
-        before, after, ratio = (number(perplexity[key]) for key in ("before", "after", "ratio"))
-        console.print(f"Perplexity {before} → {after} (×{ratio}, {perplexity['passages']} neutral passages)")
+    perplexity = report["perplexity"]
+    before, after, ratio = (number(perplexity[key]) for key in ("before", "after", "ratio"))
+    console.print(f"Perplexity {before} → {after} (×{ratio}, {perplexity['passages']} neutral passages)")
     outcomes = Counter(case["outcome"] for case in report["cases"])
     console.print("Cases: " + ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in _OUTCOMES))
-    if "path" in report:
-        console.print("Report:", _plain(report["path"]), soft_wrap=True)
 
 
 def _toned(word: str, before: str = "") -> Text:

@@ -53,7 +53,7 @@ def build_report(
     gates = apply_gates(charter, bounds, before[1], after[1])
     rows = compare(charter, before[0], after[0], INTERVAL_CONFIDENCE)
     verdict = overall(gates)
-    return {
+    report = {
         "schema": "spiritlevel/report/1",
         "verdict": verdict,
         "sentence": _sentence(verdict, charter, rows),
@@ -93,6 +93,7 @@ def build_report(
         "machine": machine(),
         "versions": installed_versions(),
     }
+    return {name: _null_for_nan(value) for name, value in report.items()}
 
 
 def _sentence(verdict: Verdict, charter: Charter, rows: Sequence[Comparison]) -> str:
@@ -104,14 +105,17 @@ def _sentence(verdict: Verdict, charter: Charter, rows: Sequence[Comparison]) ->
     }[verdict]
     probes = leakage.after.n + over.after.n
     return (
-        f"{start} of {charter.name} {charter.version}: leakage {leakage.before.value:.1%} → {leakage.after.value:.1%}, "
-        f"over-refusal {over.before.value:.1%} → {over.after.value:.1%} on {probes} held-out probes."
+        f"{start} of {charter.name} {charter.version}: leakage {_share(leakage.before)} → {_share(leakage.after)}, "
+        f"over-refusal {_share(over.before)} → {_share(over.after)} on {probes} held-out probes."
     )
+
+
+def _share(rate: Rate) -> str:
+    return f"{rate.value:.1%}" if rate.n else "not measured"
 
 
 def _row(charter: Charter, row: Comparison) -> dict[str, Any]:
     rule = next((rule for rule in charter.rules if rule.id == row.measure), None)
-    change = asdict(row.change)
     return {
         "measure": row.measure,
         "title": rule.title if rule else _TITLES[row.measure],
@@ -119,17 +123,21 @@ def _row(charter: Charter, row: Comparison) -> dict[str, Any]:
         "severity": rule.severity if rule else None,
         "before": _rate(row.before),
         "after": _rate(row.after),
-        "change": {name: None if _missing(value) else value for name, value in change.items()},
+        "change": asdict(row.change),
     }
 
 
 def _rate(rate: Rate) -> dict[str, Any]:
-    value = None if rate.n == 0 else rate.value
-    return {"hits": rate.hits, "n": rate.n, "value": value, "low": rate.low, "high": rate.high}
+    return {"hits": rate.hits, "n": rate.n, "value": rate.value, "low": rate.low, "high": rate.high}
 
 
-def _missing(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _null_for_nan(value: Any) -> Any:
+    """JSON has no word for a number that does not exist but null."""
+    if isinstance(value, dict):
+        return {name: _null_for_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_null_for_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _case(before: Case, after: Case) -> dict[str, Any]:

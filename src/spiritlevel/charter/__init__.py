@@ -1,6 +1,6 @@
 """The charter: what an assistant is for and how it must behave."""
 
-from spiritlevel.charter.diff import Change, diff
+from spiritlevel.charter.diff import Change, diff, diff_probes
 from spiritlevel.charter.load import json_schema, load_charter
 from spiritlevel.charter.probes import Probe, read_probes
 from spiritlevel.charter.render import (
@@ -22,6 +22,7 @@ __all__ = [
     "charter_messages",
     "constitution",
     "diff",
+    "diff_probes",
     "few_shot_messages",
     "json_schema",
     "judge_question",

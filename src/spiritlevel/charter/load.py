@@ -140,6 +140,8 @@ def _describe(fault: Any, lines: dict[Place, int], path: Path) -> str:
         message = "this field is required and missing"
     elif fault["type"] not in ("value_error",) and isinstance(fault["input"], str | int | float | bool):
         message = f"{message}, found {fault['input']!r}"
+    if fault["type"] in ("less_than", "less_than_equal"):  # only shares have an upper limit
+        message += ": 0.15 means 15 %"
     return f"{path}:{_nearest(lines, place)}: {_field(place)}: {message}"
 
 

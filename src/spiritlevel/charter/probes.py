@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from spiritlevel.charter.schema import Charter, Slug, Text
 from spiritlevel.errors import SpiritLevelError
+from spiritlevel.store import read_jsonl
 
 _FIELDS = "A probe has `prompt`, `expect` (help, refuse, refer or redact), and may have `rule` and `reply`."
 
@@ -50,7 +49,11 @@ def read_probes(charter: Charter, half: Literal["train", "held_out"]) -> list[Pr
     known = {rule.id for rule in charter.rules}
     probes = []
     for path in charter.files(names):
-        for number, row in _rows(path):
+        if not path.exists():
+            raise SpiritLevelError(
+                "there is no such probe file", where=str(path), remedy="Correct `probes` in the charter."
+            )
+        for number, row in read_jsonl(path):
             where = f"{path}:{number}"
             try:
                 probe = Probe.model_validate(row)
@@ -69,29 +72,3 @@ def read_probes(charter: Charter, half: Literal["train", "held_out"]) -> list[Pr
             probe._where = where
             probes.append(probe)
     return probes
-
-
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    try:
-        # Not splitlines: it also breaks at U+2028 and others, which may stand inside a JSON string.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise SpiritLevelError(
-            "there is no such probe file", where=str(path), remedy="Correct `probes` in the charter."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpiritLevelError(
-            f"cannot be read: {error}", where=str(path), remedy="A probe file is JSON Lines in UTF-8."
-        ) from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise SpiritLevelError(
-                    f"not valid JSON: {error}",
-                    where=f"{path}:{number}",
-                    remedy='Write one object a line, such as {"prompt": "…", "expect": "help"}.',
-                ) from None
-    return rows

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
 
 from spiritlevel.charter.schema import Charter, Exchange, Rule
-
-
-class _Message(TypedDict):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+from spiritlevel.chat import Chat, assistant, system, user
 
 
 def system_prompt(charter: Charter) -> str:
@@ -28,25 +23,14 @@ def system_prompt(charter: Charter) -> str:
     return "\n\n".join(parts)
 
 
-def few_shot_messages(exchanges: Sequence[Exchange]) -> list[_Message]:
+def few_shot_messages(exchanges: Sequence[Exchange]) -> Chat:
     """Exchanges as alternating user and assistant messages."""
-    return [
-        message
-        for exchange in exchanges
-        for message in (
-            _Message(role="user", content=exchange.prompt),
-            _Message(role="assistant", content=exchange.reply),
-        )
-    ]
+    return [message for exchange in exchanges for message in (user(exchange.prompt), assistant(exchange.reply))]
 
 
-def charter_messages(charter: Charter, question: str) -> list[_Message]:
+def charter_messages(charter: Charter, question: str) -> Chat:
     """`question` asked under the whole charter: system prompt, few-shot, then the question."""
-    return [
-        _Message(role="system", content=system_prompt(charter)),
-        *few_shot_messages(charter.few_shot),
-        _Message(role="user", content=question),
-    ]
+    return [system(system_prompt(charter)), *few_shot_messages(charter.few_shot), user(question)]
 
 
 def judge_question(rule: Rule) -> str:

@@ -21,9 +21,11 @@ from pydantic import (
     PrivateAttr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -169,13 +171,21 @@ class Bounds(_Part):
 class Gate(_Part):
     """One condition of promotion. `max`: the measure itself; `max_increase`: after minus before.
 
-    For `perplexity` both are relative: `max_increase: 0.10` tolerates ten per cent.
+    Perplexity is a number above 1, and its `max_increase` relative: 0.10 tolerates ten per cent. The others are
+    shares, for which a limit above 1 could never fail.
     """
 
     measure: Literal["leakage", "over_refusal", "perplexity", "rule"]
     rule: Slug | None = None
     max: float | None = Field(default=None, ge=0.0)
     max_increase: float | None = Field(default=None, ge=0.0)
+
+    @field_validator("max", "max_increase")
+    @classmethod
+    def _can_fail(cls, limit: float | None, info: ValidationInfo) -> float | None:
+        if limit is not None and limit > 1 and info.data.get("measure", "perplexity") != "perplexity":
+            raise PydanticKnownError("less_than_equal", {"le": 1})
+        return limit
 
     @model_validator(mode="after")
     def _one_limit(self) -> Gate:
@@ -195,11 +205,20 @@ class Monitor(_Part):
     alarm_above: Fraction | None = None
 
 
+def _file_name(name: str) -> str:
+    if "\0" in name:
+        raise ValueError("a file name cannot hold a NUL character")
+    return name
+
+
+FileName = Annotated[Text, AfterValidator(_file_name)]
+
+
 class Probes(_Part):
     """JSONL files of test prompts, relative to the charter. Held-out prompts are never trained on."""
 
-    train: tuple[Text, ...] = ()
-    held_out: tuple[Text, ...] = ()
+    train: tuple[FileName, ...] = ()
+    held_out: tuple[FileName, ...] = ()
 
 
 class Charter(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ class Fault:
 
 
 def lint(charter: Charter) -> list[Fault]:
-    """Examples that break their own rule, probes that name no rule or are in both halves, gaps in coverage."""
+    """Examples that break their own rule, probes that name no rule, held-out prompts elsewhere, gaps in coverage."""
     faults = [*_example_faults(charter), *_few_shot_faults(charter), *_probe_faults(charter)]
     return sorted(faults, key=lambda fault: fault.level)
 
@@ -93,16 +94,40 @@ def _probe_faults(charter: Charter) -> list[Fault]:
     except SpiritLevelError as error:
         return [Fault("error", error.where or str(charter.path), error.problem)]
     faults = []
-    seen: dict[str, Probe] = {}
+    seen: dict[str, str] = {}
     for probe in [*held_out, *train]:
-        key = " ".join(probe.prompt.casefold().split())
+        key = _plain(probe.prompt)
         if key in seen:
-            message = f"the same prompt stands at {seen[key].where}: held-out prompts must never be trained on"
-            faults.append(Fault("error", probe.where, message))
-        seen.setdefault(key, probe)
+            faults.append(_same_prompt(probe.where, seen[key]))
+        seen.setdefault(key, probe.where)
+    tested = {_plain(probe.prompt) for probe in held_out}
+    for place, exchange in _exchanges(charter):
+        key = _plain(exchange.prompt)
+        if key in tested:
+            faults.append(_same_prompt(_where(charter, place), seen[key]))
     for half, probes in (("train", train), ("held_out", held_out)):
         faults += _coverage_faults(charter, half, probes)
     return faults
+
+
+def _exchanges(charter: Charter) -> Iterator[tuple[Place, Exchange]]:
+    """What a model is shown beside the train probes: the rules' examples, which become pairs, and the few-shot."""
+    for index, rule in enumerate(charter.rules):
+        for kind, examples in (("good", rule.examples.good), ("bad", rule.examples.bad)):
+            for number, example in enumerate(examples):
+                yield ("rules", index, "examples", kind, number), example
+    for index, exchange in enumerate(charter.few_shot):
+        yield ("few_shot", index), exchange
+
+
+def _plain(prompt: str) -> str:
+    """As two prompts are compared: but for case and spaces."""
+    return " ".join(prompt.casefold().split())
+
+
+def _same_prompt(where: str, other: str) -> Fault:
+    message = f"the same prompt stands at {other}: held-out prompts must never be trained on or shown"
+    return Fault("error", where, message)
 
 
 def _coverage_faults(charter: Charter, half: str, probes: list[Probe]) -> list[Fault]:

@@ -17,21 +17,21 @@ from spiritlevel.cli.terminal import TerminalProgress, err, out
 def align(
     charter: Path = typer.Argument(..., help="The charter file, or the folder that holds charter.yaml."),
     model: str = typer.Option("smollm2-135m", help="smollm2-135m, a directory, or a hub id."),
-    output: Path = typer.Option(None, "--out", help="Where the run is kept [default: runs/NAME-seedN]."),
+    output: Path = typer.Option(None, "--out", help="Where the run is kept (default: runs/CHARTER-MODEL-seedN)."),
     seed: int = typer.Option(0, help="Draws every random choice of the run."),
-    epochs: int = typer.Option(None, help="Passes over the pairs."),
+    epochs: int = typer.Option(None, min=1, help="Passes over the pairs."),
     learning_rate: float = typer.Option(None, "--lr", help="Peak learning rate of the adapter."),
-    max_new_tokens: int = typer.Option(None, help="The longest reply, in tokens."),
+    max_new_tokens: int = typer.Option(None, min=1, help="The longest reply, in tokens."),
     save_seconds: float = typer.Option(30.0, min=0.0, help="Time between checkpoints of the training."),
     as_json: bool = typer.Option(False, "--json", help="Print report.json to stdout instead of the table."),
 ) -> None:
     """Measure, make pairs, train, measure again, gate, report. Kill it anywhere and call it again: it goes on.
 
-    Exit code 0: passes every gate, 1: fails one, 2: not enough data (or an error).
+    Exit code 0: passes every gate, 1: fails one, 2: not enough data, 3: an error.
     """
     loaded = load_charter(charter)
     require_sound(loaded)
-    folder = output or Path("runs") / f"{loaded.name}-seed{seed}"
+    folder = output or Path("runs") / f"{loaded.name}-{Path(model).resolve().name}-seed{seed}"
     # Only now the heavy imports: a faulty charter is told at once.
     from spiritlevel.align import AlignConfig
     from spiritlevel.align import align as run

@@ -13,12 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from spiritlevel.charter import diff as charter_diff
-from spiritlevel.charter import json_schema, judge_question, load_charter, read_probes, system_prompt
+from spiritlevel.charter import diff_probes, json_schema, judge_question, load_charter, read_probes, system_prompt
 from spiritlevel.checks.lint import lint as lint_charter
 from spiritlevel.cli.terminal import err, out
 from spiritlevel.errors import SpiritLevelError
 
 app = typer.Typer(help="Write, check and compare charters.", no_args_is_help=True)
+TEMPLATES = files("spiritlevel.charter").joinpath("templates")
 JSON = typer.Option(False, "--json", help="Machine-readable output.")
 
 
@@ -84,33 +85,49 @@ def show(
 
 @app.command()
 def diff(old: Path, new: Path, as_json: bool = JSON) -> None:
-    """Compare two versions: which rules changed, and what that makes stale. Exit 1 if they differ."""
-    changes = charter_diff(load_charter(old), load_charter(new))
+    """Compare two versions: which rules and probes changed, and what that makes stale. Exit 1 if they differ."""
+    before, after = load_charter(old), load_charter(new)
+    changes = charter_diff(before, after)
+    unread = None
+    try:
+        changes += diff_probes(before, after)
+    except SpiritLevelError as error:  # as when an old version was taken out of its folder
+        unread = error
+        err.print(f"[yellow]the probes are not compared:[/] {escape(str(error))}", soft_wrap=True)
     if as_json:
         out.print_json(json.dumps([asdict(change) for change in changes]))
     elif not changes:
-        out.print("the two charters mean the same")
+        out.print("the two charters mean the same" + (", but for their probes" if unread else ""))
     else:
         table = Table("change", "part", "fields", "now stale")
         for change in changes:
             table.add_row(change.kind, change.part, ", ".join(change.fields), ", ".join(change.stale))
         out.print(table)
-    if changes:
+    if changes or unread:
         raise typer.Exit(1)
+
+
+def _template_names() -> list[str]:
+    return sorted(entry.name for entry in TEMPLATES.iterdir() if entry.joinpath("charter.yaml").is_file())
+
+
+def _list_templates(wanted: bool) -> None:
+    if wanted:
+        out.print("\n".join(_template_names()))
+        raise typer.Exit
 
 
 @app.command()
 def new(
     folder: Path,
     template: str = typer.Option("accounting", help="accounting, healthcare, customer-support, …; see --list."),
-    list_templates: bool = typer.Option(False, "--list", help="List the templates and stop."),
+    # Eager: it is served before the folder is missed.
+    _: bool = typer.Option(
+        False, "--list", is_eager=True, callback=_list_templates, help="List the templates and stop."
+    ),
 ) -> None:
     """Start a charter from a template, with its probes."""
-    templates = files("spiritlevel.charter").joinpath("templates")
-    names = sorted(entry.name for entry in templates.iterdir() if entry.joinpath("charter.yaml").is_file())
-    if list_templates:
-        out.print("\n".join(names))
-        return
+    names = _template_names()
     if template not in names:
         raise SpiritLevelError(f"there is no template {template!r}", remedy=f"Choose one of: {', '.join(names)}.")
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
@@ -119,7 +136,7 @@ def new(
             where=str(folder),
             remedy="Choose a new folder: nothing is overwritten.",
         )
-    with as_file(templates.joinpath(template)) as source:
+    with as_file(TEMPLATES.joinpath(template)) as source:
         shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / "charter.schema.json").write_text(json_schema() + "\n", encoding="utf-8")
     path = folder / "charter.yaml"

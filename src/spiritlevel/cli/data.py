@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.checks.lint import require_sound
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
 app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
@@ -28,18 +29,20 @@ def contrast(
     whole_wordings: int | None = typer.Option(
         None,
         min=0,
-        help="How often a wording is said whole; later only its opening, for our DPO alone. [default: always]",
+        help="How often a wording is said whole; later only its opening, for our DPO alone. (default: always)",
     ),
     max_new_tokens: int = typer.Option(64, help="The longest reply, in tokens."),
     seed: int = typer.Option(0),
 ) -> None:
     """Preference pairs from a charter's train probes: each question answered under the charter and without it."""
     loaded = load_charter(charter)
+    require_sound(loaded)
     probes = read_probes(loaded, "train")
-    from spiritlevel.data import ContrastConfig, contrast_pairs, contrast_workload, write_preferences
+    from spiritlevel.data import ContrastConfig, check_writable, contrast_pairs, contrast_workload, write_preferences
     from spiritlevel.models import open_model
     from spiritlevel.store import ContentStore
 
+    check_writable(output)
     config = ContrastConfig(
         samples=samples, wordings=wordings, whole_wordings=whole_wordings, max_new_tokens=max_new_tokens, seed=seed
     )
@@ -72,8 +75,9 @@ def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machin
 @app.command()
 def convert(source: Path, target: Path) -> None:
     """Convert between JSONL and Parquet (by suffix), validating every record."""
-    from spiritlevel.data import read_preferences, write_preferences
+    from spiritlevel.data import check_writable, read_preferences, write_preferences
 
+    check_writable(target)
     records = read_preferences(source)
     write_preferences(target, records)
     err.print(f"wrote {len(records)} records to {target}", markup=False, soft_wrap=True)

@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.checks.lint import require_sound
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
 
 def evaluate(
     charter: Path = typer.Argument(..., help="The charter file, or the folder that holds charter.yaml."),
     model: str = typer.Option("smollm2-135m", help="smollm2-135m, a directory, a hub id, or openai:MODEL@URL."),
-    output: Path = typer.Option(None, "--out", help="Keep replies and cases here [default: runs/eval-NAME]."),
+    output: Path = typer.Option(None, "--out", help="Keep replies and cases here (default: runs/eval-NAME)."),
     max_new_tokens: int = typer.Option(64, help="The longest reply, in tokens."),
     confidence: float = typer.Option(0.95, min=0.5, max=0.999, help="Of the two-sided intervals."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
@@ -27,6 +28,7 @@ def evaluate(
     Replies are kept: a second call, or one after a change of the checks, generates only what is missing.
     """
     loaded = load_charter(charter)
+    require_sound(loaded)
     probes = read_probes(loaded, "held_out")
     from spiritlevel.evals import compare, measure
     from spiritlevel.models import open_model

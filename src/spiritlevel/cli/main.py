@@ -16,12 +16,15 @@ import typer
 
 from spiritlevel import __version__
 from spiritlevel.cli import align, charter, chat, data, evaluate, model, train
-from spiritlevel.cli.terminal import fail
+from spiritlevel.cli.terminal import ERROR, fail
 from spiritlevel.errors import SpiritLevelError
 
 # What a disk or a path may do to us; other OSErrors are our own mistakes.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 PATH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+# A mistake in the command is an error like any other: click's own code for it is a verdict's, "not enough data".
+setattr(typer.BadParameter.__base__, "exit_code", ERROR)  # noqa: B010, mypy sees no UsageError in typer
 
 app = typer.Typer(
     help="Align a language model with a charter: measure, train, measure again, and prove what changed.",

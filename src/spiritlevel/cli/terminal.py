@@ -46,8 +46,12 @@ out = SafeConsole(highlight=False)
 err = SafeConsole(stderr=True, highlight=False)
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Print an error and leave. 2 is a usage or input error; verdicts have their own codes."""
+# A mistake in the input or the machine: not a code that a verdict has.
+ERROR = 3
+
+
+def fail(message: str, code: int = ERROR) -> NoReturn:
+    """Print an error and leave."""
     err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     sys.exit(code)
 

@@ -37,7 +37,7 @@ def dpo(
     nll_weight: float = typer.Option(1.0, min=0.0, help="Weight of the chosen replies' likelihood; 0: plain DPO."),
     opening_weight: float = typer.Option(1.0, min=0.0, help="How often a chosen reply's first 4 tokens count."),
     margin_tokens: int | None = typer.Option(
-        None, min=1, help="How many first tokens of each reply the preference term reads. [default: all]"
+        None, min=1, help="How many first tokens of each reply the preference term reads. (default: all)"
     ),
     lr: float = RATE, epochs: int = EPOCHS, batch_size: int = BATCH, token_budget: int = BUDGET,
     max_length: int = LENGTH, schedule: str = SCHEDULE, rank: int = RANK, merge: bool = MERGE,
@@ -73,6 +73,11 @@ def _train(
 ) -> None:  # fmt: skip
     if schedule not in ("linear", "cosine", "constant"):
         raise SpiritLevelError(f"there is no schedule {schedule!r}", remedy="Choose linear, cosine or constant.")
+    if rank == 0 and not merge:
+        raise SpiritLevelError(
+            "`--rank 0` trains all weights, so there is no adapter to write",
+            remedy="Leave `--adapter` out, or choose a rank above 0.",
+        )
     from spiritlevel.data import read_preferences
     from spiritlevel.models import open_local
     from spiritlevel.store import ContentStore

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,11 +108,18 @@ def read_preferences(path: Path) -> list[Preference]:
             raise SpiritLevelError(
                 f"{field}: {message}" if field else message,
                 where=f"{path}:{number}",
-                remedy="A preference has `prompt`, `chosen`, `rejected`: strings, or messages with role and content.",
+                remedy="A preference has `prompt`, `chosen`, `rejected`: strings, or messages with role and content;"
+                " its other fields may be left out.",
             ) from None
     if not records:
         raise SpiritLevelError("holds no records", where=str(path))
     return records
+
+
+def check_writable(path: Path) -> None:
+    """Raises SpiritLevelError if what `write_preferences` needs for such a file is not installed."""
+    if path.suffix == ".parquet":
+        _pyarrow()
 
 
 def write_preferences(path: Path, records: Sequence[Preference]) -> None:
@@ -124,34 +132,35 @@ def write_preferences(path: Path, records: Sequence[Preference]) -> None:
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[int, Any]]:
-    parquet = _pyarrow_parquet()
+    pyarrow = _pyarrow()
     if not path.exists():
         raise SpiritLevelError("there is no such file", where=str(path))
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except OSError as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise SpiritLevelError(f"not a readable Parquet file: {error}", where=str(path)) from None
     for row in rows:
         if isinstance(row.get("provenance"), str):
-            row["provenance"] = json.loads(row["provenance"])
+            # What is not ours is left as it is, and told by the validation.
+            with suppress(ValueError, RecursionError):
+                row["provenance"] = json.loads(row["provenance"])
     return enumerate(rows, start=1)
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow
-
+    pyarrow = _pyarrow()
     # A column of free-form objects has no Parquet type: it travels as JSON text.
     table = pyarrow.Table.from_pylist([row | {"provenance": json.dumps(row["provenance"])} for row in rows])
     with atomic_path(path) as temporary:
-        _pyarrow_parquet().write_table(table, temporary)
+        pyarrow.parquet.write_table(table, temporary)
 
 
-def _pyarrow_parquet() -> Any:
+def _pyarrow() -> Any:
     try:
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError:
         raise SpiritLevelError(
             "reading and writing Parquet needs pyarrow",
             remedy="pip install 'spiritlevel[parquet]', or use JSONL.",
         ) from None
-    return parquet
+    return pyarrow

@@ -1,8 +1,8 @@
 """Measuring a model against a charter, comparing two measurements, and the gate."""
 
-from spiritlevel.evals.gate import EXIT_CODES, GateResult, Verdict, apply_gates, overall
+from spiritlevel.evals.gate import EXIT_CODES, GateResult, apply_gates, overall
 from spiritlevel.evals.perplexity import Perplexity, neutral_passages, perplexity
-from spiritlevel.evals.stats import PairedChange, Rate, one_sided, paired_change, wilson
+from spiritlevel.evals.stats import PairedChange, Rate, Verdict, one_sided, paired_change, wilson
 from spiritlevel.evals.suite import Case, Comparison, compare, judge, measure
 
 __all__ = [

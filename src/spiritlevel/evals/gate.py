@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from spiritlevel.charter import Charter, Gate
-from spiritlevel.evals.perplexity import Perplexity, perplexity_ratio
-from spiritlevel.evals.stats import minimum_detectable_change, one_sided, verdict
+from spiritlevel.evals.perplexity import Perplexity, perplexity_interval, perplexity_ratio
+from spiritlevel.evals.stats import Verdict, minimum_detectable_change, one_sided, verdict
 from spiritlevel.evals.suite import Comparison
 
-Verdict = Literal["pass", "fail", "not enough data"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "not enough data": 2}
 
 
@@ -38,17 +36,16 @@ def default_gates(charter: Charter) -> tuple[Gate, ...]:
 
 
 def apply_gates(
-    charter: Charter, rows: Sequence[Comparison], before: Perplexity | None, after: Perplexity | None
+    charter: Charter, rows: Sequence[Comparison], before: Perplexity, after: Perplexity
 ) -> list[GateResult]:
     """Each gate's verdict. `rows` must have been made with `one_sided(charter.bounds.confidence)`."""
     by_name = {row.measure: row for row in rows}
     results = []
     for gate in default_gates(charter):
         if gate.measure == "perplexity":
-            if before is not None and after is not None:
-                results.append(_perplexity_gate(gate, before, after, charter.bounds.confidence))
-            continue
-        results.append(_rate_gate(gate, by_name[gate.rule or gate.measure]))
+            results.append(_perplexity_gate(gate, before, after, charter.bounds.confidence))
+        else:
+            results.append(_rate_gate(gate, by_name[gate.rule or gate.measure]))
     return results
 
 
@@ -80,9 +77,9 @@ def _rate_gate(gate: Gate, row: Comparison) -> GateResult:
 
 def _perplexity_gate(gate: Gate, before: Perplexity, after: Perplexity, confidence: float) -> GateResult:
     if gate.max is not None:
+        low, high = perplexity_interval(after, one_sided(confidence))
         return GateResult(
-            f"perplexity at most {gate.max:g}", after.value, after.value, after.value, gate.max,
-            "pass" if after.value <= gate.max else "fail",
+            f"perplexity at most {gate.max:g}", after.value, low, high, gate.max, verdict(low, high, gate.max),
         )  # fmt: skip
     assert gate.max_increase is not None
     ratio, low, high = (value - 1 for value in perplexity_ratio(before, after, one_sided(confidence)))

@@ -34,16 +34,28 @@ def perplexity(model: LocalModel, passages: Sequence[str], *, token_budget: int 
     return Perplexity(math.exp(total), parts)
 
 
+def perplexity_interval(measured: Perplexity, confidence: float) -> tuple[float, float]:
+    """Where the perplexity of all text like these passages lies."""
+    _, low, high = _nats_per_token(measured.passages, confidence)
+    return math.exp(low), math.exp(high)
+
+
 def perplexity_ratio(before: Perplexity, after: Perplexity, confidence: float) -> tuple[float, float, float]:
-    """after/before with an interval: the paired differences of passages, weighted by tokens, as a normal mean of
-    a ratio estimator (Cochran 1977, §6.4) on the log scale."""
+    """after/before with an interval from the paired differences of the passages."""
+    pairs = zip(before.passages, after.passages, strict=True)
+    mean, low, high = _nats_per_token([(new - old, count) for (old, count), (new, _) in pairs], confidence)
+    return math.exp(mean), math.exp(low), math.exp(high)
+
+
+def _nats_per_token(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float, float]:
+    """Σ nats / Σ tokens over passages, with the interval of a ratio estimator (Cochran 1977, §6.4)."""
     from scipy.stats import t
 
-    counts = [count for _, count in before.passages]
-    differences = [new - old for (old, _), (new, _) in zip(before.passages, after.passages, strict=True)]
-    n, mean_count = len(counts), sum(counts) / len(counts)
-    ratio = sum(differences) / sum(counts)
-    residuals = [difference - ratio * count for difference, count in zip(differences, counts, strict=True)]
-    error = math.sqrt(sum(residual**2 for residual in residuals) / (n - 1) / n) / mean_count if n > 1 else math.inf
-    spread = float(t.ppf((1 + confidence) / 2, n - 1)) * error if n > 1 else math.inf
-    return math.exp(ratio), math.exp(ratio - spread), math.exp(ratio + spread)
+    n, tokens = len(parts), sum(count for _, count in parts)
+    ratio = sum(nats for nats, _ in parts) / tokens
+    if n < 2:
+        return ratio, -math.inf, math.inf
+    residuals = [nats - ratio * count for nats, count in parts]
+    error = math.sqrt(sum(residual**2 for residual in residuals) / (n - 1) / n) / (tokens / n)
+    spread = float(t.ppf((1 + confidence) / 2, n - 1)) * error
+    return ratio, ratio - spread, ratio + spread

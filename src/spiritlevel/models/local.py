@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from queue import Queue
 from threading import Thread
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
 
 from spiritlevel.chat import Chat, assistant, user
 from spiritlevel.errors import SpiritLevelError
@@ -49,8 +52,7 @@ class LocalModel:
         if self.folder is None:
             raise ValueError("a model that was not loaded from files has no digest")
         folders = [self.folder] if self.base is None else [self.folder, self.base]
-        files = [path for folder in folders for path in sorted(folder.iterdir())]
-        decisive = [path for path in files if path.suffix in _WEIGHTS or path.name in _DECIDING]
+        decisive = [path for folder in folders for path in _decisive(folder)]
         return digest_json([[(path.name, digest_file(path)) for path in decisive], str(self.dtype)])
 
     @cached_property
@@ -62,7 +64,7 @@ class LocalModel:
     def end_token(self) -> int:
         """The token that ends an assistant's turn: the first special token after its words."""
         chat: Chat = [user("Hello"), assistant("Good day")]
-        rendered: str = self.tokenizer.apply_chat_template(chat, tokenize=False)
+        rendered: str = self._render(chat, tokenize=False)
         tail = self.tokenizer(rendered.rpartition("Good day")[2], add_special_tokens=False)["input_ids"]
         # Not `all_special_ids`: it holds only the tokens that have a name, and Gemma's <end_of_turn> has none.
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
@@ -76,7 +78,7 @@ class LocalModel:
 
     def prompt_tokens(self, chat: Chat) -> tuple[int, ...]:
         """The chat rendered by the model's template, up to where the assistant begins to speak."""
-        return tuple(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        return tuple(self._render(chat, add_generation_prompt=True, return_dict=False))
 
     def reply_tokens(self, reply: str, *, finished: bool = True) -> tuple[int, ...]:
         """A reply's tokens, with the end-of-turn token unless it was cut short."""
@@ -165,8 +167,21 @@ class LocalModel:
     def close(self) -> None:
         """Nothing to release; here so that local and remote models are used alike."""
 
+    def _render(self, chat: Chat, **settings: Any) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(chat, **settings)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in chat)
+            raise SpiritLevelError(
+                f"its chat template does not render a conversation of {roles}: {error}",
+                where=self.name,
+                remedy="Use a model whose template takes these roles in this order, or adapt this one's template"
+                " (chat_template.jinja in its directory).",
+            ) from None
 
-_WEIGHTS = (".safetensors", ".jinja")
+
+# Where one of these is, no `.bin` is loaded.
+_SAFETENSORS = {"model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"}
 _DECIDING = (
     "config.json",
     "adapter_config.json",
@@ -174,6 +189,14 @@ _DECIDING = (
     "generation_config.json",
     "tokenizer_config.json",
 )
+
+
+def _decisive(folder: Path) -> list[Path]:
+    """The files of a model or adapter that decide what it answers."""
+    files = sorted(folder.iterdir())
+    older = () if any(path.name in _SAFETENSORS for path in files) else (".bin",)
+    suffixes = (".safetensors", ".jinja", *older)
+    return [path for path in files if path.suffix in suffixes or path.name in _DECIDING]
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -214,8 +237,14 @@ def load_local(
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
             words = folder
         tokenizer = AutoTokenizer.from_pretrained(words)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except SafetensorError as error:
+        raise SpiritLevelError(
+            f"the weights can't be read: {error}",
+            where=str(_damaged([folder, base or folder]) or folder),
+            remedy="The file is damaged or was cut short: copy, download or make it once more.",
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise SpiritLevelError(
             f"the model can't be loaded: {reason}",
             where=str(folder),
@@ -228,6 +257,17 @@ def load_local(
             remedy="Use an instruct model, or add chat_template.jinja to the directory.",
         )
     return LocalModel(model.to(device), tokenizer, name=name, folder=folder, base=base)
+
+
+def _damaged(folders: Sequence[Path]) -> Path | None:
+    """The first safetensors file that does not hold what its header says; the error itself names no file."""
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return path
+    return None
 
 
 def quiet_transformers() -> None:

@@ -12,13 +12,14 @@ from spiritlevel.store.files import (
     write_jsonl,
     write_text,
 )
-from spiritlevel.store.runs import RunRecord, installed_versions, machine, run_stage
+from spiritlevel.store.runs import RunRecord, command_line, installed_versions, machine, run_stage
 
 __all__ = [
     "ContentStore",
     "RunRecord",
     "atomic_folder",
     "atomic_path",
+    "command_line",
     "compute_missing",
     "digest_file",
     "digest_folder",

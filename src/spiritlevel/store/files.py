@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises SpiritLevelError when the disk is full or the place can't be written; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _place_beside(path) as temporary:
         yield temporary
         temporary.replace(path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: an empty one to fill, which then replaces `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.tmp"):
-            shutil.rmtree(left_by_a_killed_run, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with _place_beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
-    except OSError as error:
-        raise _explained(error, path) from error
+
+
+@contextmanager
+def _place_beside(path: Path) -> Iterator[Path]:
+    """`.NAME.PID.tmp`, which is gone afterwards, as is what killed processes left under such a name."""
+    start = f".{path.name}."
+    temporary = path.with_name(f"{start}{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in os.scandir(path.parent):
+            if other.name.startswith(start) and other.name.endswith(".tmp"):
+                process = other.name.removeprefix(start).removesuffix(".tmp")
+                if process.isdecimal() and not _is_another_alive(int(process)):
+                    _remove(Path(other.path))
+        yield temporary
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise _explained(cause, path) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _is_another_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(error, path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise SpiritLevelError(f"not valid JSON: {error}", where=f"{path}:{line}") from None
 
@@ -76,20 +103,20 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
     """(line number, value) of every line that is not blank. Raises SpiritLevelError naming the line."""
     rows = []
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        with path.open("rb") as file:  # as text, bad UTF-8 would be told of no line
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8")
                 if line.strip():
                     rows.append((number, json.loads(line)))
     except OSError as error:
         raise _unreadable(error, path) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        fault = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise SpiritLevelError(
-            f"not valid JSON: {error.msg} at column {error.colno}",
+            f"not valid JSON: {fault}",
             where=f"{path}:{number}",
-            remedy="Each line must be one JSON object; mend or remove this line.",
+            remedy="Each line must be one JSON object in UTF-8; mend or remove this line.",
         ) from None
-    except UnicodeDecodeError as error:
-        raise SpiritLevelError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
     return rows
 
 
@@ -147,6 +174,16 @@ def _unreadable(error: OSError, path: Path) -> SpiritLevelError:
     if isinstance(error, FileNotFoundError):
         return SpiritLevelError("there is no such file", where=str(path), remedy="Check the name and the folder.")
     return SpiritLevelError(error.strerror or str(error), where=str(path), remedy="Name a file that can be read.")
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said, if that is behind `error`: libraries in Rust (safetensors, tokenizers) put its number into
+    words, and torch.save raises on top of it when it closes a file that it could not write."""
+    if error is None or isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return _system_error(error.__context__) if isinstance(error, RuntimeError) else None
 
 
 def _explained(error: OSError, path: Path) -> SpiritLevelError:

@@ -6,6 +6,7 @@ A record is also how a stage knows that its work is already done: same inputs, o
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def run_stage(
         stage,
         dict(inputs),
         _digests(folder, outputs),
-        " ".join(sys.argv),
+        command_line(),
         started.isoformat(timespec="seconds"),
         round(time.monotonic() - clock, 2),
         installed_versions(),
@@ -66,6 +67,11 @@ def run_stage(
     )
     write_json(path, asdict(record) | {"id": record.id})
     return record, True
+
+
+def command_line() -> str:
+    """The command that runs now, as a shell would take it again."""
+    return shlex.join(sys.argv)
 
 
 def installed_versions() -> dict[str, str]:

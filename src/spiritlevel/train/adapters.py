@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel
 from spiritlevel.store import atomic_folder
 
@@ -23,6 +24,11 @@ class LoraSettings:
     rank: int = 16
     alpha: int = 32
     modules: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
+            if value < 1:
+                raise SpiritLevelError(f"{name} is {value}", remedy="Give at least 1.")
 
 
 def add_lora(model: LocalModel, settings: LoraSettings, *, seed: int) -> LocalModel:

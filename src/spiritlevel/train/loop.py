@@ -7,8 +7,9 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class TrainConfig:
     seed: int = 0
     save_seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        for name, holds, wanted in (
+            ("learning_rate", 0 < self.learning_rate < inf, "a number above 0"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("warmup", 0 <= self.warmup <= 1, "a share from 0 to 1"),
+            ("weight_decay", 0 <= self.weight_decay < inf, "0 or more"),
+            ("max_grad_norm", self.max_grad_norm > 0, "a number above 0"),
+        ):
+            if not holds:
+                raise SpiritLevelError(f"{name} is {getattr(self, name)}", remedy=f"Give {wanted}.")
+
 
 StepMetrics = dict[str, float]
 
@@ -65,6 +78,11 @@ def train(
     from it and ends with the same weights, bit for bit on the same machine.
     """
     accelerator = Accelerator(cpu=model.device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise SpiritLevelError(
+            f"training runs on one process so far, and there are {accelerator.num_processes}",
+            remedy="Start it by `spiritlevel` or `python`, not by `accelerate launch` or `torchrun`.",
+        )
     _check_lengths([example.fork.length for example in examples], config)
     kinds = [example.kind for example in examples]
     optimizer = MasterAdamW(model.model.parameters(), weight_decay=config.weight_decay)
@@ -193,14 +211,15 @@ def _fingerprint(objective: Objective, examples: Sequence[Example], config: Trai
 
 def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
     write_jsonl(folder / "metrics.jsonl", history)
-    with atomic_path(folder / "checkpoint.pt") as temporary:
-        state = {
-            "fingerprint": fingerprint,
-            "history": json.dumps(history),
-            "random": _random_states(),  # which a model with dropout draws from
-            **optimizer.state_dict(),
-        }
-        torch.save(state, temporary)
+    state = {
+        "fingerprint": fingerprint,
+        "history": json.dumps(history),
+        "random": _random_states(),  # which a model with dropout draws from
+        **optimizer.state_dict(),
+    }
+    # Through a file of Python's: given a path, torch does not say why it could not write.
+    with atomic_path(folder / "checkpoint.pt") as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def _random_states() -> list[torch.Tensor]:
@@ -212,7 +231,12 @@ def _resume(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[Step
     path = folder / "checkpoint.pt"
     if not path.exists():
         return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise SpiritLevelError(
+            "the checkpoint is damaged", where=str(path), remedy="Delete it: the training then begins anew."
+        ) from error
     if state["fingerprint"] != fingerprint:
         return []
     optimizer.load_state_dict(state)

@@ -28,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Window:
-    """Counts over one optimiser step, all its micro-batches and processes together.
+    """Counts over one optimiser step, all its micro-batches together, in the one process that trains.
 
     Every loss is a sum divided by these, so that gradients do not depend on how a step was cut into
     micro-batches. first_tokens: tokens of the first (chosen) continuations.
