@@ -67,7 +67,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """The settings of a run; the defaults were chosen on train probes of the accounting charter."""
+    """The settings of a run; chosen on train probes and development questions of the accounting charter."""
 
     seed: int = 0
     max_new_tokens: int = 48
