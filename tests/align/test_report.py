@@ -97,7 +97,7 @@ def a_report() -> dict[str, Any]:
         "gates": [
             {**gate, "verdict": "pass", "detectable": None},
             {
-                "condition": "over-refusal up by at most 15% points", "estimate": 0.1, "low": -0.05,
+                "condition": "over-refusal up by at most 15 points", "estimate": 0.1, "low": -0.05,
                 "high": 0.25, "limit": 0.15, "verdict": "not enough data", "detectable": 0.192,
             },
             {

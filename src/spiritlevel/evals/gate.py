@@ -70,7 +70,7 @@ def _rate_gate(gate: Gate, row: Comparison) -> GateResult:
     discordant = (change.only_before + change.only_after) / change.n if change.n else 1.0
     detectable = minimum_detectable_change(change.n, discordant) if change.n else 1.0
     return GateResult(
-        f"{name} up by at most {gate.max_increase:.0%} points", change.difference, change.low, change.high,
+        f"{name} up by at most {gate.max_increase * 100:g} points", change.difference, change.low, change.high,
         gate.max_increase, verdict(change.low, change.high, gate.max_increase), detectable,
     )  # fmt: skip
 
