@@ -29,7 +29,7 @@ prepare() {
 
 install() {
   "$SPIRITLEVEL_VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" 2> "$SPIRITLEVEL_VENV/pip.log" \
-    || { cat "$SPIRITLEVEL_VENV/pip.log" >&2; echo "error: pip could not install $*" >&2; exit 2; }
+    || { cat "$SPIRITLEVEL_VENV/pip.log" >&2; echo "error: pip could not install $*" >&2; exit 3; }
 }
 
 find_python() {
@@ -39,5 +39,5 @@ find_python() {
       command -v "$candidate"; return
     fi
   done
-  echo "error: Spirit Level needs Python 3.11 or newer with venv" >&2; exit 2
+  echo "error: Spirit Level needs Python 3.11 or newer with venv" >&2; exit 3
 }
