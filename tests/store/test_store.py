@@ -3,8 +3,9 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +238,20 @@ def test_folder_digest_sees_names_and_bytes(tmp_path: Path):
     first = digest_folder(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert digest_folder(tmp_path) != first
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (0, 1)], ids=str)
+def test_a_key_in_two_batches_has_one_value_whether_or_not_a_run_was_killed(tmp_path: Path, kept: tuple[int, ...]):
+    """A batch's numbers depend a little on its mates; a value that was computed twice was another one on resuming."""
+    keys, batches = ["a", "b", "a", "c"], [[0, 1], [2, 3]]
+    store = ContentStore(tmp_path)
+
+    def compute(batch: Sequence[int], done: Callable[[int, Any], None]) -> None:
+        for index in batch:
+            done(index, [keys[index], f"in batch {batches.index([*batch])}"])
+
+    for index in kept:  # what a killed run had got done
+        store.put(keys[index], [keys[index], "in batch 0"])
+    expected = [["a", "in batch 0"], ["b", "in batch 0"], ["a", "in batch 0"], ["c", "in batch 1"]]
+    assert compute_missing(store, keys, batches, compute) == expected
+    assert compute_missing(store, keys, batches, compute) == expected

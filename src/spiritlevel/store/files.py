@@ -152,22 +152,23 @@ def compute_missing(
     """The values of `keys`, computing by batches what the store lacks.
 
     A batch that lacks anything is computed whole, so that a run that was killed and resumed sees the same
-    batches, and therefore the same numbers, as one that was not. `compute(indices, done)` calls
-    `done(index, value)` for each; on_progress(n) is told of n more values.
+    batches, and therefore the same numbers, as one that was not. A key that stands in several places has one value,
+    the first that was computed. `compute(indices, done)` calls `done(index, value)` for each; on_progress(n) is told
+    of n more values.
     """
-    values = [store.get(key) for key in keys]
+    values = {key: value for key in keys if (value := store.get(key)) is not None}
 
     def done(index: int, value: Any) -> None:
-        if values[index] is None:
+        if keys[index] not in values:
             store.put(keys[index], value)
-            values[index] = value
+            values[keys[index]] = value
 
     for batch in batches:
-        if any(values[index] is None for index in batch):
+        if any(keys[index] not in values for index in batch):
             compute(batch, done)
         if on_progress is not None:
             on_progress(len(batch))
-    return values
+    return [values.get(key) for key in keys]
 
 
 def _unreadable(error: OSError, path: Path) -> SpiritLevelError:
