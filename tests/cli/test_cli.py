@@ -284,6 +284,32 @@ def test_diff_of_a_version_out_of_its_folder_says_what_it_could_not_compare(
     assert "the probes are not compared" in told.err and "train.jsonl" in told.err
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("bata: 0.1\n", "bata is no option of `spiritlevel train ipo`"),
+        ("nll-weight: 0.1\nconfig: x\n", "config is no option"),
+        ("beta: [\n", "can't be read as YAML"),
+        ("- beta\n", "holds no settings"),
+        ("beta: much\n", "'--beta'"),
+    ],
+)
+def test_a_config_that_is_wrong_is_told_by_file(spiritlevel: Run, tmp_path: Path, text: str, problem: str) -> None:
+    config = tmp_path / "ipo.yaml"
+    config.write_text(text, encoding="utf-8")
+    told = spiritlevel("train", "ipo", "--config", config, "--data", "nowhere.jsonl", "--out", tmp_path / "out")
+    assert told.code == 3 and problem in told.err and "Traceback" not in told.err
+
+
+def test_a_config_gives_what_flags_leave_open(spiritlevel: Run, tmp_path: Path) -> None:
+    config = tmp_path / "ipo.yaml"
+    config.write_text(f"data: nowhere.jsonl\nout: {tmp_path / 'out'}\nbatch-size: 4\n", encoding="utf-8")
+    told = spiritlevel("train", "ipo", "--config", config)
+    assert told.code == 3 and "nowhere.jsonl: there is no such file" in told.err
+    told = spiritlevel("train", "ipo", "--config", config, "--data", "elsewhere.jsonl")
+    assert told.code == 3 and "elsewhere.jsonl: there is no such file" in told.err
+
+
 def test_schema_is_json(spiritlevel: Run) -> None:
     schema = json.loads(spiritlevel("charter", "schema").out)
     assert {"rules", "scope", "probes"} <= set(schema["properties"])

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from math import exp, log, log1p
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mpmath import mp
 from torch import Tensor
 
+from spiritlevel.cli.train import METHODS
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, score_batch
-from spiritlevel.train import DPO, OBJECTIVES, SFT, Example, Window, dpo_loss
+from spiritlevel.train import (
+    CPO,
+    DPO,
+    IPO,
+    OBJECTIVES,
+    ORPO,
+    SFT,
+    ConservativeDPO,
+    Example,
+    Hinge,
+    Objective,
+    Pairwise,
+    RobustDPO,
+    SimPO,
+    Window,
+)
+from spiritlevel.train.objectives import (
+    cdpo_loss,
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    orpo_loss,
+    robust_dpo_loss,
+    simpo_loss,
+)
+from spiritlevel.train.objectives.orpo import log1mexp
 from tiny import build_llama
 
-logprob = st.floats(-200, 0)
 RECORD = Preference.of("hello", "the one", "in the user", rejected_finished=False)
 
 
@@ -24,35 +52,164 @@ def column(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# --- dpo ---------------------------------------------------------------------------------------------
+# --- losses of a margin ------------------------------------------------------------------------------
+
+margin = st.floats(-50, 50)
+scale = st.floats(0.01, 5)
+flips = st.floats(0, 0.49)
 
 
-@given(logprob, logprob, st.floats(0.01, 5))
-def test_at_the_reference_the_loss_is_ln_2(chosen: float, rejected: float, beta: float) -> None:
-    loss = dpo_loss(column(chosen), column(rejected), column(chosen), column(rejected), beta=beta)
-    assert abs(float(loss) - log(2)) <= 1e-12
+@given(scale, flips)
+def test_at_the_reference_the_loss_is_ln_2(beta: float, flipped: float) -> None:
+    at_the_reference = column(0.0)
+    for loss in (
+        dpo_loss(at_the_reference, beta=beta),
+        cdpo_loss(at_the_reference, beta=beta, flipped=flipped),
+        robust_dpo_loss(at_the_reference, beta=beta, flipped=flipped),
+    ):
+        assert abs(float(loss) - log(2)) <= 1e-9
 
 
-@given(logprob, logprob, logprob, logprob, st.floats(0.01, 1))
-def test_the_loss_of_a_pair_and_of_its_swap_differ_by_the_margin(
-    chosen: float, rejected: float, reference_chosen: float, reference_rejected: float, beta: float
-) -> None:
-    pair = [column(chosen), column(rejected), column(reference_chosen), column(reference_rejected)]
-    swap = [pair[1], pair[0], pair[3], pair[2]]
-    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
-    difference = dpo_loss(*swap, beta=beta) - dpo_loss(*pair, beta=beta)
-    assert float(difference) == pytest.approx(beta * margin, abs=1e-9)
+@given(margin, st.floats(0.01, 1))
+def test_the_loss_of_a_pair_and_of_its_swap_differ_by_the_margin(h: float, beta: float) -> None:
+    difference = dpo_loss(column(-h), beta=beta) - dpo_loss(column(h), beta=beta)
+    assert float(difference) == pytest.approx(beta * h, abs=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.1, 2.0])
 def test_the_gradient_of_dpo_is_right(beta: float) -> None:
-    draw = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    chosen, rejected = draw[0].requires_grad_(), draw[1].clone().detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda c, r: dpo_loss(c, r, draw[2], draw[3], beta=beta), (chosen, rejected))
-    # ∂/∂chosen = −β σ(−βh), eq. 8 of the paper.
-    [slope] = torch.autograd.grad(dpo_loss(chosen, rejected, draw[2], draw[3], beta=beta).sum(), chosen)
-    margin = ((chosen - draw[2]) - (rejected - draw[3])).detach()
-    torch.testing.assert_close(slope, -beta * torch.sigmoid(-beta * margin))
+    h = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    # ∂/∂h = −β σ(−βh), eq. 8 of the paper.
+    [slope] = torch.autograd.grad(dpo_loss(h, beta=beta).sum(), h)
+    torch.testing.assert_close(slope, -beta * torch.sigmoid(-beta * h.detach()))
+
+
+@given(margin, scale)
+def test_without_flips_smoothed_and_robust_dpo_are_dpo(h: float, beta: float) -> None:
+    expected = dpo_loss(column(h), beta=beta)
+    torch.testing.assert_close(cdpo_loss(column(h), beta=beta, flipped=0.0), expected)
+    torch.testing.assert_close(robust_dpo_loss(column(h), beta=beta, flipped=0.0), expected)
+
+
+@given(margin, st.floats(0.01, 1), flips)
+def test_robust_dpo_is_dpo_in_the_mean_over_flips_and_smoothed_dpo_is_not(h: float, beta: float, e: float) -> None:
+    right, wrong = (float(robust_dpo_loss(column(sign * h), beta=beta, flipped=e)) for sign in (1, -1))
+    expected = float(dpo_loss(column(h), beta=beta))
+    assert (1 - e) * right + e * wrong == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    smoothed = float(cdpo_loss(column(h), beta=beta, flipped=e))
+    assert smoothed == pytest.approx(expected + e * beta * h, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("flipped", [0.05, 0.3])
+def test_smoothed_dpo_is_content_at_the_odds_of_its_labels(flipped: float) -> None:
+    h = column(log((1 - flipped) / flipped) / 0.5).requires_grad_()
+    [slope] = torch.autograd.grad(cdpo_loss(h, beta=0.5, flipped=flipped).sum(), h)
+    assert abs(float(slope)) < 1e-12
+
+
+def test_what_a_margin_costs_by_ipo_hinge_and_simpo() -> None:
+    h = column(-4.0, 0.0, 4.0, 5.0, 10.0)
+    assert ipo_loss(h, beta=0.125).tolist() == [64, 16, 0, 1, 36]
+    assert hinge_loss(h, beta=0.2).tolist() == pytest.approx([1.8, 1, 0.2, 0, 0])
+    expected = [log1p(exp(-(2.0 * value - 1.5))) for value in h.tolist()]
+    assert simpo_loss(h, beta=2.0, gamma=1.5).tolist() == pytest.approx(expected)
+
+
+# --- orpo --------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-80, -1e-12))
+def test_log1mexp_is_exact_at_both_ends(log_p: float) -> None:
+    with mp.workdps(60):
+        expected = float(mp.log1p(-mp.exp(mp.mpf(log_p))))
+    assert float(log1mexp(column(log_p))) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_certain_reply_gives_orpo_finite_numbers(dtype: torch.dtype) -> None:
+    chosen = torch.tensor([0.0, -1e-9, -90.0, -1.0], dtype=dtype, requires_grad=True)
+    rejected = torch.tensor([-90.0, 0.0, 0.0, -1.0], dtype=dtype, requires_grad=True)
+    loss = orpo_loss(chosen, rejected, beta=0.1)
+    slopes = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    assert all(bool(torch.isfinite(values).all()) for values in (loss, *slopes))
+    assert float(loss[3].detach()) == pytest.approx(0.1 * log(2))
+
+
+def test_the_gradient_of_orpo_is_right() -> None:
+    draw = -torch.rand(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 - 1e-3
+    chosen, rejected = draw.unbind()
+    chosen, rejected = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda c, r: orpo_loss(c, r, beta=0.3), (chosen, rejected))
+
+
+# --- pairs of replies --------------------------------------------------------------------------------
+
+PAIRWISE: list[Pairwise] = [
+    DPO(0.2), ConservativeDPO(0.2), RobustDPO(0.2), IPO(0.2), IPO(0.2, average=False), Hinge(0.2), SimPO(0.2), CPO(0.2),
+    ORPO(0.2), DPO(0.2, 0.7, 3.0, 2), SimPO(2.0, 0.5, 2.0, 3), ORPO(0.2, margin_tokens=2),
+]  # fmt: skip
+IDS = [f"{type(objective).__name__}-{number}" for number, objective in enumerate(PAIRWISE)]
+# Two pairs: replies of two tokens and one, and of one and three.
+TWO = [Fork((1,), ((2, 3), (4,))), Fork((1,), ((5,), (6, 7, 8)))]
+OWNERS = torch.tensor([0, 0, 1, 2, 3, 3, 3])
+
+
+def loss_of(objective: Objective, logprobs: Tensor, *references: tuple[float, float]) -> Tensor:
+    examples = [Example(fork, reference) for fork, reference in zip(TWO, references, strict=True)]
+    return objective.loss(ForkScores(logprobs, OWNERS, 4), examples, Window.over(examples))[0]
+
+
+@pytest.mark.parametrize("objective", PAIRWISE, ids=IDS)
+def test_the_gradient_of_a_pair_is_right_and_pushes_the_replies_apart(objective: Pairwise) -> None:
+    draw = -torch.rand(7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.05
+    logprobs = draw.requires_grad_()
+    references = ((-1.1, -0.7), (-0.4, -2.0))
+    assert torch.autograd.gradcheck(lambda values: loss_of(objective, values, *references), (logprobs,))
+    [slope] = torch.autograd.grad(loss_of(objective, logprobs, *references), logprobs)
+    chosen = OWNERS % 2 == 0
+    assert bool((slope[chosen] < 0).all())
+    assert bool((slope[~chosen] >= 0).all()) and float(slope[~chosen].sum()) > 0
+
+
+@pytest.mark.parametrize("objective", PAIRWISE, ids=IDS)
+def test_what_needs_no_reference_asks_for_none_and_reads_none(objective: Pairwise) -> None:
+    logprobs = column(-1, -2, -3, -1, -0.5, -0.25, -4)
+    low, high = (loss_of(objective, logprobs, (shift, -1.0), (-1.0, shift)) for shift in (-9.0, -1.0))
+    free = isinstance(objective, SimPO | CPO | ORPO)
+    assert (objective.reference_fork(TWO[0]) is None) == free
+    assert (float(low) == float(high)) == free
+
+
+def test_what_is_averaged_over_tokens_does_not_feel_a_length() -> None:
+    # Every token of a reply has the same log-probability: means are as of one token.
+    short, long = Fork((1,), ((2,), (3,))), Fork((1,), ((2,) * 5, (3,) * 7))
+    brief = ForkScores(column(-1, -2), torch.tensor([0, 1]), 2)
+    ample = ForkScores(column(*[-1] * 5, *[-2] * 7), torch.tensor([0] * 5 + [1] * 7), 2)
+    for objective in (IPO(0.2), SimPO(2.0), ORPO(0.1, nll_weight=0.0)):
+        found = [
+            float(objective.loss(scores, [example], Window.over([example]))[0])
+            for scores, example in (
+                (brief, Example(short, (-1.5, -1.5))),
+                (ample, Example(long, (-1.5 * 5, -1.5 * 7))),
+            )
+        ]
+        assert found[0] == pytest.approx(found[1], rel=1e-12)
+    summed = IPO(0.2, average=False)
+    assert float(summed.loss(ample, [Example(long, (-7.5, -10.5))], Window(1, 5))[0]) == pytest.approx((6.0 - 2.5) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DPO(0.0), "beta is 0.0"), (lambda: DPO(0.1, nll_weight=-1.0), "nll_weight is -1.0"),
+        (lambda: DPO(0.1, opening_weight=-1.0), "opening_weight"), (lambda: SimPO(2.0, gamma=-0.1), "gamma"),
+        (lambda: ConservativeDPO(0.1, flipped=0.5), "flipped is 0.5"),
+        (lambda: RobustDPO(0.1, flipped=-0.1), "flipped"), (lambda: IPO(float("nan")), "beta is nan"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_makes_no_sense_is_named(make: Callable[[], Pairwise], name: str) -> None:
+    with pytest.raises(SpiritLevelError, match=name):
+        make()
 
 
 def test_the_metrics_of_dpo_are_those_of_the_paper() -> None:
@@ -98,10 +255,8 @@ def test_a_margin_of_openings_counts_their_tokens_and_asks_the_reference_for_no_
         DPO(beta=1.0, margin_tokens=0)
 
 
-@pytest.mark.parametrize(
-    "objective", [DPO(0.2, 0.7, 3.0), DPO(0.2, 0.7, 3.0, 2), SFT()], ids=["dpo", "openings", "sft"]
-)
-def test_losses_and_metrics_of_the_parts_add_up_to_the_whole(objective: DPO | SFT) -> None:
+@pytest.mark.parametrize("objective", [*PAIRWISE, SFT()], ids=[*IDS, "SFT"])
+def test_losses_and_metrics_of_the_parts_add_up_to_the_whole(objective: Objective) -> None:
     model = build_llama()
     forks = [Fork((1, 2, 3)[: 1 + n % 3], (tuple(range(9, 10 + n)), (5, 6))) for n in range(5)]
     if isinstance(objective, SFT):
@@ -156,7 +311,9 @@ def test_a_reply_that_was_cut_short_is_trained_without_an_end(tiny_model: LocalM
     assert SFT().fork(RECORD, tiny_model) == Fork(fork.prompt, (chosen,))
 
 
-def test_objectives_are_found_by_their_names() -> None:
-    assert all(objective.name == name and objective.summary for name, objective in OBJECTIVES.items())
-    assert OBJECTIVES["dpo"] is DPO
-    assert OBJECTIVES["sft"] is SFT
+def test_objectives_are_found_by_their_names_and_all_have_a_subcommand_with_their_settings() -> None:
+    assert all(objective.name == name for name, objective in OBJECTIVES.items())
+    assert METHODS.keys() == OBJECTIVES.keys()
+    for name, method in METHODS.items():
+        assert [*method.options] == [setting.name for setting in fields(OBJECTIVES[name])]
+        assert OBJECTIVES[name](**method.options).name == name

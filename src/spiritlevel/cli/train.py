@@ -1,74 +1,156 @@
-"""spiritlevel train METHOD: one subcommand an objective."""
+"""spiritlevel train METHOD: one subcommand an objective, made from one table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import typer
+import yaml
 
 from spiritlevel.cli.terminal import TerminalProgress, err
 from spiritlevel.errors import SpiritLevelError
 
-if TYPE_CHECKING:
-    from spiritlevel.train import Objective
-
 app = typer.Typer(help="Train a model on preference records, by one of these methods.", no_args_is_help=True)
 
-DATA = typer.Option(..., "--data", help="Preference records: .jsonl or .parquet, TRL's columns.")
-MODEL = typer.Option("smollm2-135m", help="smollm2-135m, a directory, or a hub id.")
-OUT = typer.Option(..., "--out", help="Folder for the trained model, metrics and checkpoint.")
-RATE = typer.Option(3e-4, "--lr", help="Peak learning rate (about ten times less for full weights).")
-EPOCHS = typer.Option(3, min=1, help="Passes over the data.")
-BATCH = typer.Option(8, min=1, help="Examples per optimiser step.")
-BUDGET = typer.Option(2048, min=1, help="Most tokens in one forward pass; lower it if memory is short.")
-LENGTH = typer.Option(2048, min=2, help="Longest example, in tokens; longer ones are an error, never cut.")
-SCHEDULE = typer.Option("linear", help="linear, cosine or constant, after a warm-up over 10 % of the steps.")
-RANK = typer.Option(16, min=0, help="LoRA rank; 0 trains all weights.")
-MERGE = typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")
-SEED = typer.Option(0, help="Draws the order of the data and the adapter's start.")
-BOARD = typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")
+
+def _config(context: typer.Context, file: Path | None) -> Path | None:
+    """Take the defaults from a YAML file: option names without dashes in front, `_` or `-` within."""
+    if file is None:
+        return None
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SpiritLevelError(f"can't be read as YAML: {reason}", where=str(file)) from None
+    if not isinstance(settings, dict):
+        raise SpiritLevelError("holds no settings", where=str(file), remedy="Write one `option: value` a line.")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    if unknown := sorted(settings.keys() - known):
+        raise SpiritLevelError(
+            f"{unknown[0]} is no option of `spiritlevel train {context.info_name}`",
+            where=str(file),
+            remedy=f"The options are: {', '.join(sorted(known))}.",
+        )
+    context.default_map = settings
+    return file
 
 
-@app.command()
-def dpo(
-    data: Path = DATA, model: str = MODEL, out: Path = OUT,
-    beta: float = typer.Option(0.1, min=1e-6, help="How closely to stay to the reference."),
-    nll_weight: float = typer.Option(1.0, min=0.0, help="Weight of the chosen replies' likelihood; 0: plain DPO."),
-    opening_weight: float = typer.Option(1.0, min=0.0, help="How often a chosen reply's first 4 tokens count."),
-    margin_tokens: int | None = typer.Option(
-        None, min=1, help="How many first tokens of each reply the preference term reads. (default: all)"
+# The options that all methods have: (type, option).
+COMMON: dict[str, tuple[Any, Any]] = {
+    "data": (Path, typer.Option(..., "--data", help="Preference records: .jsonl or .parquet, TRL's columns.")),
+    "model": (str, typer.Option("smollm2-135m", help="smollm2-135m, a directory, or a hub id.")),
+    "out": (Path, typer.Option(..., "--out", help="Folder for the trained model, metrics and checkpoint.")),
+    "lr": (float, typer.Option(3e-4, "--lr", help="Peak learning rate (about ten times less for full weights).")),
+    "epochs": (int, typer.Option(3, min=1, help="Passes over the data.")),
+    "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
+    "token_budget": (
+        int,
+        typer.Option(2048, min=1, help="Most tokens in one forward pass; lower it if memory is short."),
     ),
-    lr: float = RATE, epochs: int = EPOCHS, batch_size: int = BATCH, token_budget: int = BUDGET,
-    max_length: int = LENGTH, schedule: str = SCHEDULE, rank: int = RANK, merge: bool = MERGE,
-    seed: int = SEED, tensorboard: bool = BOARD,
-) -> None:  # fmt: skip
-    """Direct Preference Optimization (arXiv:2305.18290), with an NLL term on the chosen replies."""
-    from spiritlevel.train import DPO
+    "max_length": (
+        int,
+        typer.Option(2048, min=2, help="Longest example, in tokens; longer ones are an error, never cut."),
+    ),
+    "schedule": (
+        str,
+        typer.Option("linear", help="linear, cosine or constant, after a warm-up over 10 % of the steps."),
+    ),
+    "rank": (int, typer.Option(16, min=0, help="LoRA rank; 0 trains all weights.")),
+    "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),
+    "seed": (int, typer.Option(0, help="Draws the order of the data and the adapter's start.")),
+    "tensorboard": (bool, typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")),
+    "config": (
+        Path,
+        typer.Option(
+            None, "--config", is_eager=True, callback=_config, help="A YAML file of these options; flags go first."
+        ),
+    ),
+}
 
-    _train(
-        DPO(beta, nll_weight, opening_weight, margin_tokens), data, model, out, lr, epochs, batch_size, token_budget,
-        max_length, schedule, rank, merge, seed, tensorboard,
-    )  # fmt: skip
+# The options that only some methods have: (type, help, limits).
+OWN: dict[str, tuple[Any, str, dict[str, float]]] = {
+    "beta": (float, "Scale of the implicit reward: how soon a margin is won.", {"min": 1e-6}),
+    "nll_weight": (float, "Weight of the chosen replies' mean token loss.", {"min": 0.0}),
+    "opening_weight": (float, "How often a chosen reply's first 4 tokens count in it.", {"min": 0.0}),
+    "margin_tokens": (
+        int | None,
+        "How many first tokens of each reply the preference term reads. (default: all)",
+        {"min": 1},
+    ),
+    "flipped": (float, "The share of pairs taken to be labelled the wrong way round.", {"min": 0.0, "max": 0.5}),
+    "average": (bool, "Log-ratios a token, or of whole replies.", {}),
+    "gamma": (float, "By how much a pair is to be won.", {"min": 0.0}),
+}
 
 
-@app.command()
-def sft(
-    data: Path = DATA, model: str = MODEL, out: Path = OUT, lr: float = RATE, epochs: int = EPOCHS,
-    batch_size: int = BATCH, token_budget: int = BUDGET, max_length: int = LENGTH, schedule: str = SCHEDULE,
-    rank: int = RANK, merge: bool = MERGE, seed: int = SEED, tensorboard: bool = BOARD,
-) -> None:  # fmt: skip
-    """Supervised fine-tuning on the chosen replies; the loss is on completion tokens only."""
-    from spiritlevel.train import SFT
+@dataclass(frozen=True)
+class Method:
+    """A subcommand: its help, and the objective's own options with their defaults."""
 
-    _train(
-        SFT(), data, model, out, lr, epochs, batch_size, token_budget, max_length, schedule, rank, merge, seed,
-        tensorboard,
-    )  # fmt: skip
+    help: str
+    options: dict[str, Any]
+
+
+_PAIRWISE = {"beta": 0.1, "nll_weight": 0.0, "opening_weight": 1.0, "margin_tokens": None}
+METHODS = {
+    "sft": Method("Supervised fine-tuning on the chosen replies; the loss is on completion tokens only.", {}),
+    "dpo": Method(
+        "Direct Preference Optimization (arXiv:2305.18290), with an NLL term on the chosen replies (arXiv:2404.19733).",
+        _PAIRWISE | {"nll_weight": 1.0},
+    ),
+    "cdpo": Method("Conservative DPO: smoothed labels, for noisy ones (Mitchell 2023).", _PAIRWISE | {"flipped": 0.1}),
+    "robust-dpo": Method("Robust DPO: unbiased under label flips (arXiv:2403.00409).", _PAIRWISE | {"flipped": 0.1}),
+    "ipo": Method(
+        "Identity Preference Optimization: a margin to hit (arXiv:2310.12036).", _PAIRWISE | {"average": True}
+    ),
+    "hinge": Method("Hinge loss on the margin, as in SLiC and RSO (arXiv:2309.06657).", _PAIRWISE),
+    "simpo": Method(
+        "Simple Preference Optimization: no reference, log-probabilities a token (arXiv:2405.14734).",
+        _PAIRWISE | {"beta": 2.0, "gamma": 1.0},
+    ),
+    "cpo": Method(
+        "Contrastive Preference Optimization: DPO without a reference, with an NLL term (arXiv:2401.08417).",
+        _PAIRWISE | {"nll_weight": 1.0},
+    ),
+    "orpo": Method(
+        "Odds Ratio Preference Optimization: SFT and preference in one, no reference (arXiv:2403.07691).",
+        _PAIRWISE | {"nll_weight": 1.0},
+    ),
+}
+
+
+def _command(name: str, method: Method) -> Callable[..., None]:
+    """The function behind `spiritlevel train NAME`, with the signature that typer reads."""
+
+    def command(**given: Any) -> None:
+        own = {option: given.pop(option) for option in method.options}
+        given.pop("config")
+        _train(name, own, **given)
+
+    parameters = {**COMMON}
+    for option, default in method.options.items():
+        kind, text, limits = OWN[option]
+        parameters[option] = (kind, typer.Option(default, help=text, **limits))
+    command.__signature__ = Signature(  # type: ignore[attr-defined]
+        Parameter(option, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for option, (kind, default) in parameters.items()
+    )
+    command.__annotations__ = {option: kind for option, (kind, _) in parameters.items()}
+    command.__doc__ = method.help
+    return command
+
+
+for _name, _method in METHODS.items():
+    app.command(_name)(_command(_name, _method))
 
 
 def _train(
-    objective: Objective, data: Path, model: str, out: Path, lr: float, epochs: int, batch_size: int,
+    method: str, own: dict[str, Any], *, data: Path, model: str, out: Path, lr: float, epochs: int, batch_size: int,
     token_budget: int, max_length: int, schedule: str, rank: int, merge: bool, seed: int, tensorboard: bool,
 ) -> None:  # fmt: skip
     if schedule not in ("linear", "cosine", "constant"):
@@ -81,8 +163,17 @@ def _train(
     from spiritlevel.data import read_preferences
     from spiritlevel.models import open_local
     from spiritlevel.store import ContentStore
-    from spiritlevel.train import LoraSettings, TrainConfig, add_lora, prepare_examples, save_trained, train
+    from spiritlevel.train import (
+        OBJECTIVES,
+        LoraSettings,
+        TrainConfig,
+        add_lora,
+        prepare_examples,
+        save_trained,
+        train,
+    )
 
+    objective = OBJECTIVES[method](**own)
     records = read_preferences(data)
     base = open_local(model)
     progress = TerminalProgress()

@@ -46,7 +46,6 @@ class Objective(Protocol):
     """One file in `train/objectives/` each. Losses and metrics of a step's micro-batches add up."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
 
     def fork(self, record: Preference, model: LocalModel) -> Fork: ...
 

@@ -1,8 +1,38 @@
 """Training objectives, one file each."""
 
+from spiritlevel.train.objectives.cdpo import ConservativeDPO, cdpo_loss
+from spiritlevel.train.objectives.cpo import CPO
 from spiritlevel.train.objectives.dpo import DPO, dpo_loss
+from spiritlevel.train.objectives.hinge import Hinge, hinge_loss
+from spiritlevel.train.objectives.ipo import IPO, ipo_loss
+from spiritlevel.train.objectives.orpo import ORPO, orpo_loss
+from spiritlevel.train.objectives.pairwise import Pairs, Pairwise
+from spiritlevel.train.objectives.robust_dpo import RobustDPO, robust_dpo_loss
 from spiritlevel.train.objectives.sft import SFT
+from spiritlevel.train.objectives.simpo import SimPO, simpo_loss
 
-OBJECTIVES = {objective.name: objective for objective in (SFT, DPO)}
+OBJECTIVES = {
+    objective.name: objective for objective in (SFT, DPO, ConservativeDPO, RobustDPO, IPO, Hinge, SimPO, CPO, ORPO)
+}
 
-__all__ = ["DPO", "OBJECTIVES", "SFT", "dpo_loss"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "IPO",
+    "OBJECTIVES",
+    "ORPO",
+    "SFT",
+    "ConservativeDPO",
+    "Hinge",
+    "Pairs",
+    "Pairwise",
+    "RobustDPO",
+    "SimPO",
+    "cdpo_loss",
+    "dpo_loss",
+    "hinge_loss",
+    "ipo_loss",
+    "orpo_loss",
+    "robust_dpo_loss",
+    "simpo_loss",
+]

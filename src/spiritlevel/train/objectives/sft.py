@@ -18,7 +18,6 @@ class SFT:
     """−Σ log π(y_t|x, y_<t) over all completion tokens of the step, divided by their number."""
 
     name: ClassVar[str] = "sft"
-    summary: ClassVar[str] = "Supervised fine-tuning on the chosen replies, completion tokens only"
 
     def fork(self, record: Preference, model: LocalModel) -> Fork:
         reply = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
