@@ -73,7 +73,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
 }
 
 # The options that only some methods have: (type, help, limits).
-OWN: dict[str, tuple[Any, str, dict[str, float]]] = {
+OWN: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "beta": (float, "Scale of the implicit reward: how soon a margin is won.", {"min": 1e-6}),
     "nll_weight": (float, "Weight of the chosen replies' mean token loss.", {"min": 0.0}),
     "opening_weight": (float, "How often a chosen reply's first 4 tokens count in it.", {"min": 0.0}),
@@ -137,8 +137,10 @@ def _command(name: str, method: Method) -> Callable[..., None]:
         kind, text, limits = OWN[option]
         parameters[option] = (kind, typer.Option(default, help=text, **limits))
     command.__signature__ = Signature(  # type: ignore[attr-defined]
-        Parameter(option, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for option, (kind, default) in parameters.items()
+        [
+            Parameter(option, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for option, (kind, default) in parameters.items()
+        ]
     )
     command.__annotations__ = {option: kind for option, (kind, _) in parameters.items()}
     command.__doc__ = method.help
