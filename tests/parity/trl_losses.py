@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
@@ -74,7 +75,7 @@ for name, settings in job["cases"].items():
         model.train()
         loss = made.compute_loss(made.model, dpo_batch() if kind == "dpo" else side_by_side_batch())
         loss.backward()
-    file = os.path.join(job["folder"], f"{name}.safetensors")
+    file = str(Path(job["folder"]) / f"{name}.safetensors")
     save_file({key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}, file)
     found[name] = {"loss": loss.item(), "gradient": file}
 json.dump({"trl": trl.__version__, "found": found}, sys.stdout)
