@@ -32,7 +32,7 @@ from spiritlevel.models import Fork, LocalModel, lay_out, score_batch, score_for
 from spiritlevel.models import fork as fork_module
 from spiritlevel.models.scoring import LogitTransform, token_logprobs
 from spiritlevel.train import DPO, Example, LoraSettings, Window, add_lora
-from spiritlevel.train.objectives.dpo import OPENING_TOKENS
+from spiritlevel.train.objectives.pairwise import OPENING_TOKENS
 from tiny import SIZES, VOCABULARY, build_llama, build_qwen2, build_tokenizer, randomise
 
 PAD = 0
