@@ -17,3 +17,9 @@ class SpiritLevelError(Exception):
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  → {self.remedy}" if self.remedy else ""
         return f"{place}{self.problem}{advice}"
+
+
+def check_setting(name: str, value: object, holds: bool, wanted: str) -> None:
+    """Raises SpiritLevelError that names the setting and says what it may be, unless `holds`."""
+    if not holds:
+        raise SpiritLevelError(f"{name} is {value}", remedy=f"Give {wanted}.")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spiritlevel.errors import SpiritLevelError
+from spiritlevel.errors import check_setting
 from spiritlevel.models import LocalModel
 from spiritlevel.store import atomic_folder
 
@@ -26,9 +26,8 @@ class LoraSettings:
     modules: str | tuple[str, ...] = "all-linear"
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
-            if value < 1:
-                raise SpiritLevelError(f"{name} is {value}", remedy="Give at least 1.")
+        check_setting("rank", self.rank, self.rank >= 1, "at least 1")
+        check_setting("alpha", self.alpha, self.alpha >= 1, "at least 1")
 
 
 def add_lora(model: LocalModel, settings: LoraSettings, *, seed: int) -> LocalModel:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from spiritlevel.data import Preference
-from spiritlevel.errors import SpiritLevelError
+from spiritlevel.errors import SpiritLevelError, check_setting
 from spiritlevel.models import LocalModel, plan_batches, score_batch, score_forks, verify_engine
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
 from spiritlevel.train.adapters import fused_lora
@@ -45,16 +45,12 @@ class TrainConfig:
     save_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, holds, wanted in (
-            ("learning_rate", 0 < self.learning_rate < inf, "a number above 0"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("warmup", 0 <= self.warmup <= 1, "a share from 0 to 1"),
-            ("weight_decay", 0 <= self.weight_decay < inf, "0 or more"),
-            ("max_grad_norm", self.max_grad_norm > 0, "a number above 0"),
-        ):
-            if not holds:
-                raise SpiritLevelError(f"{name} is {getattr(self, name)}", remedy=f"Give {wanted}.")
+        check_setting("learning_rate", self.learning_rate, 0 < self.learning_rate < inf, "a number above 0")
+        check_setting("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        check_setting("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        check_setting("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
+        check_setting("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "0 or more")
+        check_setting("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "a number above 0")
 
 
 StepMetrics = dict[str, float]

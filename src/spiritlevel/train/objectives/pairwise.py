@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spiritlevel.data import Preference
-from spiritlevel.errors import SpiritLevelError
+from spiritlevel.errors import check_setting
 from spiritlevel.models import Fork, ForkScores, LocalModel
 from spiritlevel.train.objective import Example, Metrics, Window
 
@@ -87,11 +87,11 @@ class Pairwise(ABC):
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(beta=self.beta, holds=self.beta > 0, wanted="a number above 0")
-        require(nll_weight=self.nll_weight, holds=self.nll_weight >= 0, wanted="0 or more")
-        require(opening_weight=self.opening_weight, holds=self.opening_weight >= 0, wanted="0 or more")
+        check_setting("beta", self.beta, self.beta > 0, "a number above 0")
+        check_setting("nll_weight", self.nll_weight, self.nll_weight >= 0, "0 or more")
+        check_setting("opening_weight", self.opening_weight, self.opening_weight >= 0, "0 or more")
         tokens = self.margin_tokens
-        require(margin_tokens=tokens, holds=tokens is None or tokens >= 1, wanted="at least 1, or None for all")
+        check_setting("margin_tokens", tokens, tokens is None or tokens >= 1, "at least 1, or None for all")
 
     @abstractmethod
     def preference(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
@@ -136,10 +136,3 @@ class Pairwise(ABC):
         reference = [example.reference if self.needs_reference else (0.0, 0.0) for example in examples]
         ref_chosen, ref_rejected = torch.tensor(reference, dtype=torch.float64).to(chosen).T
         return Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens)
-
-
-def require(*, holds: bool, wanted: str, **named: object) -> None:
-    """Raises SpiritLevelError that names the setting and what it may be."""
-    [(name, value)] = named.items()
-    if not holds:
-        raise SpiritLevelError(f"{name} is {value}", remedy=f"Give {wanted}.")

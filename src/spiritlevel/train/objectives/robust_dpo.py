@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spiritlevel.train.objectives.pairwise import Pairs, Pairwise, require
+from spiritlevel.errors import check_setting
+from spiritlevel.train.objectives.pairwise import Pairs, Pairwise
 
 
 def robust_dpo_loss(margin: Float[Tensor, " pairs"], *, beta: float, flipped: float) -> Float[Tensor, " pairs"]:
@@ -27,7 +28,7 @@ class RobustDPO(Pairwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(flipped=self.flipped, holds=0 <= self.flipped < 0.5, wanted="a share from 0 to below 0.5")
+        check_setting("flipped", self.flipped, 0 <= self.flipped < 0.5, "a share from 0 to below 0.5")
 
     def preference(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         return robust_dpo_loss(pairs.margin, beta=self.beta, flipped=self.flipped)

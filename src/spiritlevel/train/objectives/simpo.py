@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spiritlevel.train.objectives.pairwise import Pairs, Pairwise, require
+from spiritlevel.errors import check_setting
+from spiritlevel.train.objectives.pairwise import Pairs, Pairwise
 
 
 def simpo_loss(margin: Float[Tensor, " pairs"], *, beta: float, gamma: float) -> Float[Tensor, " pairs"]:
@@ -28,7 +29,7 @@ class SimPO(Pairwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(gamma=self.gamma, holds=self.gamma >= 0, wanted="0 or more")
+        check_setting("gamma", self.gamma, self.gamma >= 0, "0 or more")
 
     def preference(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         return simpo_loss(pairs.a_token().margin, beta=self.beta, gamma=self.gamma)
