@@ -52,7 +52,7 @@ from spiritlevel.train import (
     train,
 )
 
-REPORTS = ("report.json", "report.html")
+REPORT, PAGE = "report.json", "report.html"
 
 
 class Progress(Protocol):
@@ -119,8 +119,8 @@ def align(charter: Charter, model: str, folder: Path, config: AlignConfig, progr
         seed=config.seed,
         command=command_line(),
     )
-    write_json(folder / REPORTS[0], report)
-    write_text(folder / REPORTS[1], render_html(report))
+    write_json(folder / REPORT, report)
+    write_text(folder / PAGE, render_html(report))
     return report
 
 
@@ -181,7 +181,7 @@ class _Run:
             opened.release()  # the adapter now lives inside its weights
             with progress.stage("train"):
                 train(student, config.objective, examples, config.train, folder / "train", on_step=progress.step)
-            for name in REPORTS:  # they describe the model that is replaced
+            for name in (REPORT, PAGE):  # they describe the model that is replaced
                 (folder / name).unlink(missing_ok=True)
             save_trained(student, folder / "model", form="merged")
 
