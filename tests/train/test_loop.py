@@ -34,11 +34,12 @@ from spiritlevel.train import (
     prepare_examples,
     train,
 )
-from spiritlevel.train import loop as loop_module
+from spiritlevel.train import prepare as prepare_module
+from spiritlevel.train import step as step_module
 from spiritlevel.train.batches import epoch_batches
-from spiritlevel.train.loop import StepMetrics
 from spiritlevel.train.objective import Metrics
 from spiritlevel.train.optimizer import MasterAdamW
+from spiritlevel.train.step import StepMetrics
 from tiny import SIZES, build_model, build_tokenizer, randomise, save_model
 
 CONFIG = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, token_budget=40, save_seconds=0)
@@ -326,7 +327,7 @@ def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> N
 
 
 def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module.Accelerator, "num_processes", 2)
+    monkeypatch.setattr(step_module.Accelerator, "num_processes", 2)
     with pytest.raises(SpiritLevelError, match="training runs on one process so far, and there are 2"):
         train(student(), PREFER, EXAMPLES, CONFIG, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -404,7 +405,7 @@ def test_references_are_the_models_own_scores_and_are_kept(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(loop_module, "score_forks", forbidden)
+    monkeypatch.setattr(prepare_module, "score_forks", forbidden)
     told: list[int] = []
     again = prepare_examples(model, objective, RECORDS, store=store, token_budget=60, on_progress=told.append)
     assert again == examples

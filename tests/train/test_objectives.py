@@ -176,7 +176,7 @@ def test_what_needs_no_reference_asks_for_none_and_reads_none(objective: Pairwis
     logprobs = column(-1, -2, -3, -1, -0.5, -0.25, -4)
     low, high = (loss_of(objective, logprobs, (shift, -1.0), (-1.0, shift)) for shift in (-9.0, -1.0))
     free = isinstance(objective, SimPO | CPO | ORPO)
-    assert (objective.reference_fork(TWO[0]) is None) == free
+    assert (objective.question(TWO[0]) is None) == free
     assert (float(low) == float(high)) == free
 
 
@@ -246,11 +246,11 @@ def test_a_margin_of_openings_counts_their_tokens_and_asks_the_reference_for_no_
     fork = Fork((1,), (tuple(range(6)), (7, 8, 9)))
     scores = ForkScores(column(*[-1] * 6, -2, -3, -50), torch.tensor([*[0] * 6, 1, 1, 1]), 2)
     objective = DPO(beta=1.0, margin_tokens=2)
-    asked = objective.reference_fork(fork)
+    asked = objective.question(fork)
     assert asked == Fork((1,), ((0, 1), (7, 8)))
     loss, _ = objective.loss(scores, [Example(fork, (-2.0, -2.0))], Window(1, 6))
     assert float(loss) == pytest.approx(log1p(exp(-((-2 + 2) - (-5 + 2)))))
-    assert DPO(beta=1.0).reference_fork(fork) == fork
+    assert DPO(beta=1.0).question(fork) == fork
     with pytest.raises(SpiritLevelError, match="margin_tokens is 0"):
         DPO(beta=1.0, margin_tokens=0)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spiritlevel.chat import Chat
 from spiritlevel.errors import SpiritLevelError
@@ -21,7 +21,7 @@ from spiritlevel.store import atomic_path, digest_json, read_jsonl, write_jsonl
 Source = Literal["sampled", "charter", "example", "helpful", "person", "other"]
 
 
-class _Turn(BaseModel):
+class Turn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -33,14 +33,15 @@ class Preference(BaseModel):
 
     rule: the charter rule it teaches; source: where `chosen` comes from; author: the person, model or
     charter that chose; why: one line for a reader; chosen_finished, rejected_finished: False for a reply cut
-    at its token limit, which is then trained without an end token.
+    at its token limit, which is then trained without an end token; probability: that `chosen` is the better one, as
+    its author sees it; margin: by how much. Reward models read these two.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    prompt: tuple[_Turn, ...]
-    chosen: tuple[_Turn, ...]
-    rejected: tuple[_Turn, ...]
+    prompt: tuple[Turn, ...]
+    chosen: tuple[Turn, ...]
+    rejected: tuple[Turn, ...]
     rule: str | None = None
     source: Source = "other"
     author: str = ""
@@ -48,6 +49,8 @@ class Preference(BaseModel):
     provenance: dict[str, Any] = {}
     chosen_finished: bool = True
     rejected_finished: bool = True
+    probability: float = Field(1.0, ge=0.0, le=1.0)
+    margin: float = Field(0.0, ge=0.0, allow_inf_nan=False)
 
     @field_validator("prompt", mode="before")
     @classmethod

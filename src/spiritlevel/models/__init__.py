@@ -6,6 +6,7 @@ from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
 from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
 from spiritlevel.models.reply import Reply
+from spiritlevel.models.reward import RewardModel, open_reward_model, reward_fork
 from spiritlevel.models.sampling import Completion, Sampling, decode
 from spiritlevel.models.scoring import ForkScores, score_batch, score_forks, verify_engine
 
@@ -21,6 +22,7 @@ __all__ = [
     "LocalModel",
     "RemoteModel",
     "Reply",
+    "RewardModel",
     "Sampling",
     "answer_all",
     "decode",
@@ -28,7 +30,9 @@ __all__ = [
     "model_folder",
     "open_local",
     "open_model",
+    "open_reward_model",
     "plan_batches",
+    "reward_fork",
     "score_batch",
     "score_forks",
     "verify_engine",

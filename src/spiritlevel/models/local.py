@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from queue import Queue
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jinja2 import TemplateError
@@ -21,6 +23,7 @@ from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import Fork
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.sampling import Sampling, decode, plan_prompts
+from spiritlevel.models.scoring import ForkScores, score_batch, score_forks
 from spiritlevel.store import digest_file, digest_json
 
 
@@ -28,14 +31,24 @@ class LocalModel:
     """A Hugging Face causal language model with its tokenizer.
 
     `name` is what the user called it, `folder` where its weights came from; `base`, if `folder` holds an adapter,
-    where the weights came from that it adapts.
+    where the weights came from that it adapts. task_type: what peft calls such a model.
     """
+
+    task_type = "CAUSAL_LM"
 
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str, folder: Path | None = None, base: Path | None = None
     ) -> None:
         self.model, self.tokenizer, self.name, self.folder, self.base = model, tokenizer, name, folder, base
         self.model.eval()
+
+    def carrying(self, model: Any) -> Self:
+        """The same with another model inside. What is trained is no longer what its files say: it has no folder, and
+        no digest until it is saved."""
+        other = copy(self)
+        other.__dict__ = {name: value for name, value in vars(self).items() if name != "digest"}
+        other.model, other.folder, other.base = model.eval(), None, None
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +100,14 @@ class LocalModel:
 
     def fork(self, chat: Chat, replies: Sequence[str]) -> Fork:
         return Fork(self.prompt_tokens(chat), tuple(self.reply_tokens(reply) for reply in replies))
+
+    def score(self, forks: Sequence[Fork]) -> ForkScores:
+        """Log-probabilities of all continuations, one micro-batch, with gradients if enabled."""
+        return score_batch(self.model, forks, pad_token=self.pad_token)
+
+    def score_all(self, forks: Sequence[Fork], *, token_budget: int = 4096) -> list[list[float]]:
+        """log π(y|x) of every continuation of every fork, without gradients."""
+        return score_forks(self.model, forks, pad_token=self.pad_token, token_budget=token_budget)
 
     def plan(self, chats: Sequence[Chat]) -> list[list[int]]:
         """Indices in batches whose prompts share their beginnings, since a batch computes its common prefix once.
@@ -164,6 +185,10 @@ class LocalModel:
             yield text[len(shown) :]
         worker.join()
 
+    def save_settings(self, folder: Path) -> None:
+        """What a saved model needs beside its weights and their configuration."""
+        self.tokenizer.save_pretrained(folder)
+
     def close(self) -> None:
         """Nothing to release; here so that local and remote models are used alike."""
 
@@ -214,11 +239,33 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a model directory holds; base: the directory of what it adapts, if it holds an adapter."""
+
+    model: Any
+    tokenizer: Any
+    base: Path | None
+
+
 def load_local(
     folder: Path, *, name: str, dtype: str | None = None, resolve: Callable[[str], Path] = Path
 ) -> LocalModel:
     """Load a model directory, or an adapter directory with its base found by `resolve`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    loaded = load_weights(folder, AutoModelForCausalLM, dtype=dtype, resolve=resolve)
+    return LocalModel(loaded.model, loaded.tokenizer, name=name, folder=folder, base=loaded.base)
+
+
+def load_weights(
+    folder: Path, kind: Any, *, dtype: str | None = None, resolve: Callable[[str], Path] = Path, **settings: Any
+) -> Loaded:
+    """A model of the transformers' auto class `kind` and its tokenizer, on the best device.
+
+    Raises SpiritLevelError saying what is missing or damaged.
+    """
+    from transformers import AutoTokenizer
 
     quiet_transformers()
     device = best_device()
@@ -230,11 +277,11 @@ def load_local(
             from peft import PeftModel
 
             base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-            trunk = AutoModelForCausalLM.from_pretrained(base, dtype=precision)
+            trunk = kind.from_pretrained(base, dtype=precision, **settings)
             model: Any = PeftModel.from_pretrained(trunk, folder, autocast_adapter_dtype=False)
             words = folder if (folder / "tokenizer.json").exists() else base
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
+            model = kind.from_pretrained(folder, dtype=precision, **settings)
             words = folder
         tokenizer = AutoTokenizer.from_pretrained(words)
     except SafetensorError as error:
@@ -256,7 +303,7 @@ def load_local(
             where=str(folder),
             remedy="Use an instruct model, or add chat_template.jinja to the directory.",
         )
-    return LocalModel(model.to(device), tokenizer, name=name, folder=folder, base=base)
+    return Loaded(model.to(device), tokenizer, base)
 
 
 def _damaged(folders: Sequence[Path]) -> Path | None:

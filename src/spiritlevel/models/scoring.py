@@ -58,15 +58,28 @@ class ForkScores:
 
 def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int) -> ForkScores:
     """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled."""
-    saves = SHARED_SAVES if _shares_starts(model) else None
-    return score_layout(model, lay_out(forks, pad_token, saves=saves))
+    return score_layout(model, lay_out_for(model, forks, pad_token=pad_token))
+
+
+def lay_out_for(model: Any, forks: Sequence[Fork], *, pad_token: int) -> Layout:
+    """Rows as this model can take them: with the common start apart where its layers keep keys and values."""
+    return lay_out(forks, pad_token, saves=SHARED_SAVES if _shares_starts(model) else None)
 
 
 def score_layout(model: Any, layout: Layout) -> ForkScores:
     """Score one laid-out micro-batch."""
-    trunk, head, transform = _parts(model)
+    _, head, transform = _parts(model)
     layout = layout.to(head.weight.device)
-    dtype = head.weight.dtype
+    predicting = predicting_states(model, layout)
+    logprobs = token_logprobs(predicting, head.weight, head.bias, layout.targets, transform)
+    return ForkScores(logprobs, layout.owner, layout.continuations)
+
+
+def predicting_states(model: Any, layout: Layout) -> Float[Tensor, "scored width"]:
+    """The trunk's last hidden states where the scored tokens are predicted: what a head reads."""
+    trunk = trunk_of(model)
+    layout = layout.to(trunk.device)
+    dtype = trunk.dtype
     mask = torch.zeros(layout.sees.shape, dtype=dtype, device=layout.sees.device)
     mask = mask.masked_fill_(~layout.sees, torch.finfo(dtype).min)[:, None]
     with _attention_for(trunk, layout):
@@ -82,9 +95,7 @@ def score_layout(model: Any, layout: Layout) -> ForkScores:
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-    predicting = hidden[layout.row, layout.column]
-    logprobs = token_logprobs(predicting, head.weight, head.bias, layout.targets, transform)
-    return ForkScores(logprobs, layout.owner, layout.continuations)
+    return hidden[layout.row, layout.column]  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
@@ -206,7 +217,7 @@ class _FrozenHead(torch.autograd.Function):
 def _shares_starts(model: Any) -> bool:
     """Whether the common start of a batch can go through a KV cache: not where layers are checkpointed, which keep
     none, and not where a layer keeps something else than keys and values."""
-    trunk = _parts(model)[0]
+    trunk = trunk_of(model)
     kinds = set(getattr(trunk.config, "layer_types", None) or ())
     return not trunk.is_activation_checkpointing and kinds <= {"full_attention", "sliding_attention"}
 
@@ -226,9 +237,19 @@ def _attention_for(trunk: Any, layout: Layout) -> Iterator[None]:
         config._attn_implementation = usual
 
 
+def trunk_of(model: Any) -> Any:
+    """The part of a model that turns tokens into hidden states, whatever head stands on it."""
+    return bare(model).get_decoder()
+
+
+def bare(model: Any) -> Any:
+    """The Hugging Face model itself, out of what peft wraps around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _parts(model: Any) -> tuple[Any, Any, LogitTransform]:
     """The trunk (hidden states), the output head and the logit transform of a causal language model."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = bare(model)
     config = causal.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     transform = LogitTransform(scale, getattr(config, "final_logit_softcapping", None))

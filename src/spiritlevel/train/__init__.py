@@ -1,26 +1,31 @@
 """Training: one loop, many objectives."""
 
 from spiritlevel.train.adapters import LoraSettings, add_lora, save_trained
-from spiritlevel.train.loop import TrainConfig, prepare_examples, train
-from spiritlevel.train.objective import Example, Objective, Window
+from spiritlevel.train.loop import train
+from spiritlevel.train.objective import Example, Objective, RecordObjective, Window
 from spiritlevel.train.objectives import (
     CPO,
     DPO,
     IPO,
+    KTO,
     OBJECTIVES,
     ORPO,
     SFT,
     ConservativeDPO,
     Hinge,
     Pairwise,
+    Reward,
     RobustDPO,
     SimPO,
 )
+from spiritlevel.train.prepare import prepare_examples
+from spiritlevel.train.step import StepMetrics, TrainConfig
 
 __all__ = [
     "CPO",
     "DPO",
     "IPO",
+    "KTO",
     "OBJECTIVES",
     "ORPO",
     "SFT",
@@ -30,8 +35,11 @@ __all__ = [
     "LoraSettings",
     "Objective",
     "Pairwise",
+    "RecordObjective",
+    "Reward",
     "RobustDPO",
     "SimPO",
+    "StepMetrics",
     "TrainConfig",
     "Window",
     "add_lora",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from spiritlevel.errors import check_setting
 from spiritlevel.models import LocalModel
 from spiritlevel.store import atomic_folder
+
+Model = TypeVar("Model", bound=LocalModel)
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,17 @@ class LoraSettings:
         check_setting("alpha", self.alpha, self.alpha >= 1, "at least 1")
 
 
-def add_lora(model: LocalModel, settings: LoraSettings, *, seed: int) -> LocalModel:
+def add_lora(model: Model, settings: LoraSettings, *, seed: int) -> Model:
     """The model with a fresh adapter; B starts at zero, so its outputs are the base's exactly."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
     modules = settings.modules if isinstance(settings.modules, str) else list(settings.modules)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, task_type="CAUSAL_LM")
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, task_type=model.task_type)
     if model.folder is not None:
         model.model.config._name_or_path = str(model.folder.resolve())
     wrapped = get_peft_model(model.model, config, autocast_adapter_dtype=False)
-    # No folder: what is trained is no longer what its files say, and has no digest until it is saved.
-    return LocalModel(wrapped, model.tokenizer, name=model.name)
+    return model.carrying(wrapped)
 
 
 def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "merged"]) -> None:
@@ -55,7 +56,7 @@ def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "m
             dtype = model.dtype
             weights = weights.float().merge_and_unload().to(dtype)
         weights.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
+        model.save_settings(temporary)
 
 
 @contextmanager

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from spiritlevel.data import Preference
-from spiritlevel.models import Fork, ForkScores, LocalModel
+from spiritlevel.models import Fork, LocalModel
 
 Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A fork to train on; `reference` holds log π_ref(y|x) of each continuation of the objective's `reference_fork`.
+    """A fork to train on.
 
-    kind: of which every batch is to have its share.
+    question: what the reference model is to score for it, if anything; reference: its answer, the log π_ref(y|x) of
+    each continuation of the question. kind: of which every batch is to have its share.
     """
 
     fork: Fork
     reference: tuple[float, ...] = ()
     kind: str = ""
+    question: Fork | None = None
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,38 @@ class Window:
     """Counts over one optimiser step, all its micro-batches together, in the one process that trains.
 
     Every loss is a sum divided by these, so that gradients do not depend on how a step was cut into
-    micro-batches. first_tokens: tokens of the first (chosen) continuations.
+    micro-batches. first_tokens: tokens of the first (chosen) continuations; tokens: of all; kl: what a method has
+    estimated over the whole step before its first micro-batch.
     """
 
     examples: int
     first_tokens: int
+    tokens: int = 0
+    kl: float = 0.0
 
     @classmethod
     def over(cls, examples: Sequence[Example]) -> Window:
-        return cls(len(examples), sum(len(example.fork.continuations[0]) for example in examples))
+        forks = [example.fork for example in examples]
+        return cls(len(forks), sum(len(fork.continuations[0]) for fork in forks), sum(fork.scored for fork in forks))
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """One file in `train/objectives/` each. Losses and metrics of a step's micro-batches add up."""
 
     name: ClassVar[str]
 
-    def fork(self, record: Preference, model: LocalModel) -> Fork: ...
+    def window(self, model: LocalModel, examples: Sequence[Example]) -> Window:
+        """What all micro-batches of a step must know of each other."""
+        return Window.over(examples)
 
-    def reference_fork(self, fork: Fork) -> Fork | None:
-        """What the reference is to score for this fork; None if nothing."""
+    @abstractmethod
+    def loss(self, scores: Any, examples: Sequence[Any], window: Window) -> tuple[Tensor, Metrics]:
+        """scores: what `model.score` says of the forks of these examples, one micro-batch of the step."""
 
-    def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]: ...
+
+class RecordObjective(Objective):
+    """A method that learns from a file of records, collected before."""
+
+    @abstractmethod
+    def examples(self, records: Sequence[Any], model: LocalModel) -> list[Example]:
+        """The records as forks, still without what the reference says of them."""

@@ -7,7 +7,7 @@ h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +19,7 @@ from torch import Tensor
 from spiritlevel.data import Preference
 from spiritlevel.errors import check_setting
 from spiritlevel.models import Fork, ForkScores, LocalModel
-from spiritlevel.train.objective import Example, Metrics, Window
+from spiritlevel.train.objective import Example, Metrics, RecordObjective, Window
 
 OPENING_TOKENS = 4
 
@@ -62,7 +62,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Pairwise(ABC):
+class Pairwise(RecordObjective):
     """beta: the scale of the implicit reward; the larger, the sooner a margin counts as won and the closer the policy
     stays to the reference.
 
@@ -83,7 +83,6 @@ class Pairwise(ABC):
     opening_weight: float = 1.0
     margin_tokens: int | None = None
 
-    name: ClassVar[str]
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -102,12 +101,20 @@ class Pairwise(ABC):
         chosen, rejected = pairs.log_ratios
         return self.beta * chosen, self.beta * rejected
 
+    def examples(self, records: Sequence[Preference], model: LocalModel) -> list[Example]:
+        forks = [self.fork(record, model) for record in records]
+        return [
+            Example(fork, kind=record.source, question=self.question(fork))
+            for record, fork in zip(records, forks, strict=True)
+        ]
+
     def fork(self, record: Preference, model: LocalModel) -> Fork:
         chosen = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
         rejected = model.reply_tokens(record.rejected_text, finished=record.rejected_finished)
         return Fork(model.prompt_tokens(record.chat), (chosen, rejected[: self.margin_tokens]))
 
-    def reference_fork(self, fork: Fork) -> Fork | None:
+    def question(self, fork: Fork) -> Fork | None:
+        """What the reference is to score: the tokens that the preference term reads, if it needs them."""
         if not self.needs_reference:
             return None
         return Fork(fork.prompt, tuple(reply[: self.margin_tokens] for reply in fork.continuations))

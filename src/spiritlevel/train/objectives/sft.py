@@ -10,21 +10,21 @@ from torch import Tensor
 
 from spiritlevel.data import Preference
 from spiritlevel.models import Fork, ForkScores, LocalModel
-from spiritlevel.train.objective import Example, Metrics, Window
+from spiritlevel.train.objective import Example, Metrics, RecordObjective, Window
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(RecordObjective):
     """−Σ log π(y_t|x, y_<t) over all completion tokens of the step, divided by their number."""
 
     name: ClassVar[str] = "sft"
 
+    def examples(self, records: Sequence[Preference], model: LocalModel) -> list[Example]:
+        return [Example(self.fork(record, model), kind=record.source) for record in records]
+
     def fork(self, record: Preference, model: LocalModel) -> Fork:
         reply = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
         return Fork(model.prompt_tokens(record.chat), (reply,))
-
-    def reference_fork(self, fork: Fork) -> Fork | None:
-        return None
 
     def loss(self, scores: ForkScores, examples: Sequence[Example], window: Window) -> tuple[Tensor, Metrics]:
         nll = -scores.logprobs.sum() / window.first_tokens

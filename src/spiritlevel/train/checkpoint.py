@@ -1,0 +1,72 @@
+"""The one checkpoint of a training: what a killed run needs to go on to the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models import LocalModel
+from spiritlevel.store import atomic_path, digest_json, write_jsonl
+from spiritlevel.train.objective import Objective
+from spiritlevel.train.optimizer import MasterAdamW
+from spiritlevel.train.step import StepMetrics, TrainConfig
+
+# Of the checkpoint, and of what decides how a step is computed: one of another format is not gone on from.
+_FORMAT = 3
+
+
+def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, model: LocalModel) -> str:
+    """What a checkpoint must have in common with a run that goes on from it, frozen weights included.
+
+    data: what is trained on, as plain JSON.
+    """
+    start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
+    settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
+    # The scale of an adapter is in its settings, not in its weights.
+    alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
+    return digest_json([_FORMAT, objective.name, repr(objective), settings, data, repr(start), alphas])
+
+
+def save_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
+    write_jsonl(folder / "metrics.jsonl", history)
+    state = {
+        "fingerprint": fingerprint,
+        "history": json.dumps(history),
+        "random": _random_states(),  # which a model with dropout draws from
+        **optimizer.state_dict(),
+    }
+    # Through a file of Python's: given a path, torch does not say why it could not write.
+    with atomic_path(folder / "checkpoint.pt") as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> list[StepMetrics]:
+    """Load the checkpoint if it belongs to this training; its history, or an empty one."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise SpiritLevelError(
+            "the checkpoint is damaged", where=str(path), remedy="Delete it: the training then begins anew."
+        ) from error
+    if state["fingerprint"] != fingerprint:
+        return []
+    optimizer.load_state_dict(state)
+    torch.set_rng_state(state["random"][0])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random"][1:])
+    history: list[StepMetrics] = json.loads(state["history"])
+    return history
+
+
+def _random_states() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]

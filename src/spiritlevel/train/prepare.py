@@ -1,0 +1,44 @@
+"""From records to examples: forks, and what the reference says of them, once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from spiritlevel.models import LocalModel, plan_batches, score_forks, verify_engine
+from spiritlevel.store import ContentStore, compute_missing, digest_json
+from spiritlevel.train.objective import Example, RecordObjective
+
+
+def prepare_examples(
+    model: LocalModel,
+    objective: RecordObjective,
+    records: Sequence[Any],
+    *,
+    store: ContentStore,
+    token_budget: int = 4096,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Example]:
+    """Forks of all records and, where the objective needs them, their reference log-probabilities.
+
+    The reference is `model` as it is now: call this before it gets an adapter or is trained.
+    """
+    examples = objective.examples(records, model)
+    # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
+    verify_engine(model.model, max((e.fork for e in examples), key=lambda fork: fork.length), pad_token=model.pad_token)
+    asked = [example.question for example in examples if example.question is not None]
+    keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in asked]
+
+    def compute(indices: Sequence[int], done: Callable[[int, Any], None]) -> None:
+        batch = [asked[index] for index in indices]
+        sums = score_forks(model.model, batch, pad_token=model.pad_token, token_budget=token_budget)
+        for index, values in zip(indices, sums, strict=True):
+            done(index, values)
+
+    batches = plan_batches([fork.length for fork in asked], token_budget)
+    answers = iter(compute_missing(store, keys, batches, compute, on_progress))
+    return [
+        example if example.question is None else replace(example, reference=tuple(next(answers)))
+        for example in examples
+    ]

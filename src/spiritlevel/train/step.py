@@ -1,0 +1,110 @@
+"""One optimiser step, the same for all methods: micro-batches, backward pass, clipping, update, metrics."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from spiritlevel.errors import SpiritLevelError, check_setting
+from spiritlevel.models import LocalModel, plan_batches
+from spiritlevel.train.objective import Objective
+from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
+
+StepMetrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """batch_size: examples per optimiser step, cut into micro-batches of at most `token_budget` tokens.
+
+    warmup: share of all steps. save_seconds: time between checkpoints. max_length: longest row in tokens.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch_size: int = 8
+    warmup: float = 0.1
+    schedule: Schedule = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    token_budget: int = 2048
+    max_length: int = 2048
+    seed: int = 0
+    save_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_setting("learning_rate", self.learning_rate, 0 < self.learning_rate < inf, "a number above 0")
+        check_setting("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        check_setting("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        check_setting("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
+        check_setting("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "0 or more")
+        check_setting("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "a number above 0")
+
+
+class Stepper:
+    """Trains `model` in place, one step a call. steps: how many there will be, for the learning rate's schedule."""
+
+    def __init__(self, model: LocalModel, objective: Objective, config: TrainConfig, steps: int) -> None:
+        self.accelerator = Accelerator(cpu=model.device.type == "cpu")
+        if self.accelerator.num_processes > 1:
+            raise SpiritLevelError(
+                f"training runs on one process so far, and there are {self.accelerator.num_processes}",
+                remedy="Start it by `spiritlevel` or `python`, not by `accelerate launch` or `torchrun`.",
+            )
+        self.model, self.objective, self.config, self.steps = model, objective, config, steps
+        self.optimizer = MasterAdamW(model.model.parameters(), weight_decay=config.weight_decay)
+        torch.manual_seed(config.seed)  # dropout
+
+    def step(self, number: int, batch: Sequence[Any]) -> StepMetrics:
+        """Step `number`, from 0: the gradient of the objective over the whole batch, clipped, and an update."""
+        started = time.monotonic()
+        config, objective = self.config, self.objective
+        window = objective.window(self.model, batch)
+        metrics: dict[str, torch.Tensor] = {}
+        for part in plan_batches([example.fork.length for example in batch], config.token_budget):
+            micro = [batch[index] for index in part]
+            scores = self.model.score([example.fork for example in micro])
+            loss, more = objective.loss(scores, micro, window)
+            self.accelerator.backward(loss)
+            for name, value in {"loss": loss.detach(), **more}.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
+        rate = learning_rate(
+            number, self.steps, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
+        )
+        norm = self.optimizer.step(rate, config.max_grad_norm)
+        seconds = time.monotonic() - started
+        return {
+            "step": number + 1,
+            "steps": self.steps,
+            **{name: float(value) for name, value in metrics.items()},
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens_per_second": sum(example.fork.length for example in batch) / seconds,
+            "memory_gb": peak_memory_gb(),
+            "seconds": seconds,
+        }
+
+
+def stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        if not isfinite(metrics[name]):
+            raise SpiritLevelError(
+                f"the {what} is not a finite number at step {metrics['step']:.0f}",
+                where=str(folder),
+                remedy="Lower the learning rate; the last checkpoint is kept.",
+            )
+
+
+def peak_memory_gb() -> float:
+    """Peak memory so far: of the accelerator if there is one, else of this process, in GB (1e9 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
