@@ -85,7 +85,8 @@ class LocalModel:
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        generation = getattr(self.model, "generation_config", None)  # a reward model has none
+        configured = getattr(generation, "eos_token_id", None)
         more = configured if isinstance(configured, list) else [configured]
         return frozenset({self.end_token, self.tokenizer.eos_token_id, *more} - {None})
 

@@ -33,7 +33,8 @@ class RewardModel(LocalModel):
         from transformers import AutoModelForSequenceClassification
 
         causal = base.model
-        config = type(causal.config).from_dict(causal.config.to_dict() | {"num_labels": 1})
+        settings = causal.config.to_dict() | {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+        config = type(causal.config).from_dict(settings)
         # transformers reads a score at the last token that is not padding: with a pad token that also ends replies it
         # reads one token too early.
         config.pad_token_id = _pad_token(base)
