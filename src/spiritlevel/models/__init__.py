@@ -7,8 +7,17 @@ from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.reward import RewardModel, open_reward_model, reward_fork
+from spiritlevel.models.rollout import InProcess, Rollout, RolloutEngine
 from spiritlevel.models.sampling import Completion, Sampling, decode
-from spiritlevel.models.scoring import ForkScores, score_batch, score_forks, verify_engine
+from spiritlevel.models.scoring import (
+    ForkScores,
+    lay_out_for,
+    predicting_states,
+    score_batch,
+    score_forks,
+    score_layout,
+    verify_engine,
+)
 
 ChatModel = LocalModel | RemoteModel
 
@@ -18,22 +27,28 @@ __all__ = [
     "Completion",
     "Fork",
     "ForkScores",
+    "InProcess",
     "Layout",
     "LocalModel",
     "RemoteModel",
     "Reply",
     "RewardModel",
+    "Rollout",
+    "RolloutEngine",
     "Sampling",
     "answer_all",
     "decode",
     "lay_out",
+    "lay_out_for",
     "model_folder",
     "open_local",
     "open_model",
     "open_reward_model",
     "plan_batches",
+    "predicting_states",
     "reward_fork",
     "score_batch",
     "score_forks",
+    "score_layout",
     "verify_engine",
 ]

@@ -23,7 +23,7 @@ from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import Fork
 from spiritlevel.models.reply import Reply
 from spiritlevel.models.sampling import Sampling, decode, plan_prompts
-from spiritlevel.models.scoring import ForkScores, score_batch, score_forks
+from spiritlevel.models.scoring import ForkScores, score_batch, score_forks, score_tokens
 from spiritlevel.store import digest_file, digest_json
 
 
@@ -35,6 +35,7 @@ class LocalModel:
     """
 
     task_type = "CAUSAL_LM"
+    temperature = 1.0  # of the sampling whose log-probabilities `score` gives
 
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str, folder: Path | None = None, base: Path | None = None
@@ -104,11 +105,19 @@ class LocalModel:
 
     def score(self, forks: Sequence[Fork]) -> ForkScores:
         """Log-probabilities of all continuations, one micro-batch, with gradients if enabled."""
-        return score_batch(self.model, forks, pad_token=self.pad_token)
+        return score_batch(self.model, forks, pad_token=self.pad_token, temperature=self.temperature)
 
     def score_all(self, forks: Sequence[Fork], *, token_budget: int = 4096) -> list[list[float]]:
         """log π(y|x) of every continuation of every fork, without gradients."""
         return score_forks(self.model, forks, pad_token=self.pad_token, token_budget=token_budget)
+
+    def token_logprobs(
+        self, forks: Sequence[Fork], *, temperature: float = 1.0, token_budget: int = 4096
+    ) -> list[list[float]]:
+        """The log-probability of every scored token of every fork, without gradients."""
+        return score_tokens(
+            self.model, forks, pad_token=self.pad_token, token_budget=token_budget, temperature=temperature
+        )
 
     def plan(self, chats: Sequence[Chat]) -> list[list[int]]:
         """Indices in batches whose prompts share their beginnings, since a batch computes its common prefix once.

@@ -38,10 +38,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Token ids without the stop token; `finished` when the model stopped by itself."""
+    """Token ids without the stop token; `finished` when the model stopped by itself.
+
+    drawn: if asked for, all tokens with the stop token, and for each its log-probability when it was drawn.
+    """
 
     tokens: tuple[int, ...]
     finished: bool
+    drawn: tuple[tuple[int, float], ...] = ()
 
 
 def plan_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -74,13 +78,17 @@ def decode(
     pad_token: int,
     seeds: Sequence[int],
     on_token: Callable[[int, int], None] | None = None,
+    keep_drawn: bool = False,
 ) -> list[Completion]:
     """Continue every prompt; `on_token(row, token)` is told each token as it comes.
 
-    `model` is a Hugging Face causal language model in eval mode. One call is one batch.
+    `model` is a Hugging Face causal language model in eval mode. One call is one batch. A prompt that is given
+    several times is computed once. The log-probabilities of `keep_drawn` are at the sampling's temperature; with
+    temperature 0 or top_p < 1 they are still the whole distribution's.
     """
     device = model.get_input_embeddings().weight.device
     cache, mask, logits = _prefill(model, prompts, sampling.max_new_tokens, pad_token, device)
+    drawn: list[list[tuple[int, float]]] = [[] for _ in prompts]
     draws = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
     written: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
@@ -88,6 +96,10 @@ def decode(
     for step in range(sampling.max_new_tokens):
         uniform = torch.tensor([draws[index][step] for index in live], dtype=torch.float64, device=device)
         chosen = choose_tokens(logits, uniform, sampling)
+        if keep_drawn:
+            for index, token, value in zip(live, chosen.tolist(), _logprobs(logits, chosen, sampling), strict=True):
+                if not stopped[index]:
+                    drawn[index].append((token, value))
         for index, token in zip(live, chosen.tolist(), strict=True):
             if not stopped[index] and token in stop_tokens:
                 stopped[index] = True
@@ -110,7 +122,14 @@ def decode(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    return [Completion(tuple(tokens), end) for tokens, end in zip(written, stopped, strict=True)]
+    return [
+        Completion(tuple(tokens), end, tuple(kept)) for tokens, end, kept in zip(written, stopped, drawn, strict=True)
+    ]
+
+
+def _logprobs(logits: Tensor, chosen: Tensor, sampling: Sampling) -> list[float]:
+    scaled = logits.float() / (sampling.temperature or 1.0)
+    return (scaled.gather(-1, chosen[:, None])[:, 0] - scaled.logsumexp(-1)).tolist()  # type: ignore[no-any-return]
 
 
 def choose_tokens(
@@ -138,8 +157,16 @@ def _prefill(
 ) -> tuple[DynamicCache, Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]]:
     """The cache, attention mask and next-token logits after all prompts.
 
-    What the prompts share at their start is computed for one row and repeated; the rest is padded on the left.
+    What the prompts share at their start is computed for one row and repeated, and so is a prompt that comes several
+    times; the rest is padded on the left.
     """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    if len(distinct) < len(prompts):
+        cache, mask, logits = _prefill(model, distinct, room, pad_token, device)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(rows)
+        return cache, mask[rows], logits[rows]
     shared = shared_start([prompt[:-1] for prompt in prompts])
     rest = [tuple(prompt[shared:]) for prompt in prompts]
     width = max(map(len, rest))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,9 +56,12 @@ class ForkScores:
         return torch.arange(len(self.owner), device=self.owner.device) - starts[self.owner]
 
 
-def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int) -> ForkScores:
-    """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled."""
-    return score_layout(model, lay_out_for(model, forks, pad_token=pad_token))
+def score_batch(model: Any, forks: Sequence[Fork], *, pad_token: int, temperature: float = 1.0) -> ForkScores:
+    """Score one micro-batch with a Hugging Face causal language model (or PEFT model), with gradients if enabled.
+
+    temperature: of the sampling whose log-probabilities are asked for.
+    """
+    return score_layout(model, lay_out_for(model, forks, pad_token=pad_token), temperature)
 
 
 def lay_out_for(model: Any, forks: Sequence[Fork], *, pad_token: int) -> Layout:
@@ -66,9 +69,10 @@ def lay_out_for(model: Any, forks: Sequence[Fork], *, pad_token: int) -> Layout:
     return lay_out(forks, pad_token, saves=SHARED_SAVES if _shares_starts(model) else None)
 
 
-def score_layout(model: Any, layout: Layout) -> ForkScores:
+def score_layout(model: Any, layout: Layout, temperature: float = 1.0) -> ForkScores:
     """Score one laid-out micro-batch."""
     _, head, transform = _parts(model)
+    transform = replace(transform, temperature=temperature)
     layout = layout.to(head.weight.device)
     predicting = predicting_states(model, layout)
     logprobs = token_logprobs(predicting, head.weight, head.bias, layout.targets, transform)
@@ -108,6 +112,20 @@ def score_forks(model: Any, forks: Sequence[Fork], *, pad_token: int, token_budg
             count = len(forks[index].continuations)
             sums[index], scored = scored[:count], scored[count:]
     return sums
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: Any, forks: Sequence[Fork], *, pad_token: int, token_budget: int, temperature: float = 1.0
+) -> list[list[float]]:
+    """The log-probability of every scored token of every fork, without gradients, in the order given."""
+    tokens: list[list[float]] = [[] for _ in forks]
+    for batch in plan_batches([fork.length for fork in forks], token_budget):
+        scores = score_batch(model, [forks[index] for index in batch], pad_token=pad_token, temperature=temperature)
+        scored = scores.logprobs.tolist()
+        for index in batch:
+            tokens[index], scored = scored[: forks[index].scored], scored[forks[index].scored :]
+    return tokens
 
 
 @torch.inference_mode()
@@ -164,22 +182,27 @@ def token_logprobs(
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What an architecture does to its logits: scale, then soft cap c·tanh(x/c). None and 1: nothing."""
+    """What an architecture does to its logits: scale, then soft cap c·tanh(x/c); then the temperature of the sampling
+    divides them. None and 1: nothing."""
 
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
 
     def __call__(self, logits: Tensor) -> Tensor:
         logits = logits.double() if logits.dtype == torch.float64 else logits.float()
         if self.scale != 1.0:
             logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     def derivative(self, transformed: Tensor) -> Tensor | float:
         """d transformed / d raw, given the transformed logits."""
+        slope = self.scale / self.temperature
         if self.softcap is None:
-            return self.scale
-        return self.scale * (1 - (transformed / self.softcap) ** 2)
+            return slope
+        return slope * (1 - (transformed * self.temperature / self.softcap) ** 2)
 
 
 def _plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Tensor:

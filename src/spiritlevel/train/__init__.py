@@ -1,15 +1,20 @@
 """Training: one loop, many objectives."""
 
+from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import LoraSettings, add_lora, save_trained
 from spiritlevel.train.loop import train
 from spiritlevel.train.objective import Example, Objective, RecordObjective, Window
 from spiritlevel.train.objectives import (
     CPO,
     DPO,
+    GRPO,
     IPO,
     KTO,
     OBJECTIVES,
+    ONLINE,
     ORPO,
+    PPO,
+    RLOO,
     SFT,
     ConservativeDPO,
     Hinge,
@@ -18,32 +23,55 @@ from spiritlevel.train.objectives import (
     RobustDPO,
     SimPO,
 )
+from spiritlevel.train.online import OnlineConfig, train_online
 from spiritlevel.train.prepare import prepare_examples
+from spiritlevel.train.rewards import (
+    Answered,
+    RewardSource,
+    charter_reward,
+    function_reward,
+    load_function,
+    model_reward,
+)
 from spiritlevel.train.step import StepMetrics, TrainConfig
 
 __all__ = [
     "CPO",
     "DPO",
+    "GRPO",
     "IPO",
     "KTO",
     "OBJECTIVES",
+    "ONLINE",
     "ORPO",
+    "PPO",
+    "RLOO",
     "SFT",
+    "ActorCritic",
+    "Answered",
     "ConservativeDPO",
     "Example",
     "Hinge",
     "LoraSettings",
     "Objective",
+    "OnlineConfig",
     "Pairwise",
     "RecordObjective",
     "Reward",
+    "RewardSource",
     "RobustDPO",
     "SimPO",
     "StepMetrics",
     "TrainConfig",
     "Window",
     "add_lora",
+    "charter_reward",
+    "function_reward",
+    "load_function",
+    "model_reward",
     "prepare_examples",
     "save_trained",
     "train",
+    "train_online",
+    "using_adapter",
 ]

@@ -34,15 +34,21 @@ class LoraSettings:
 
 def add_lora(model: Model, settings: LoraSettings, *, seed: int) -> Model:
     """The model with a fresh adapter; B starts at zero, so its outputs are the base's exactly."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    modules = settings.modules if isinstance(settings.modules, str) else list(settings.modules)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, task_type=model.task_type)
     if model.folder is not None:
         model.model.config._name_or_path = str(model.folder.resolve())
-    wrapped = get_peft_model(model.model, config, autocast_adapter_dtype=False)
+    wrapped = get_peft_model(model.model, lora_config(model, settings), autocast_adapter_dtype=False)
     return model.carrying(wrapped)
+
+
+def lora_config(model: LocalModel, settings: LoraSettings) -> Any:
+    """The settings as peft has them."""
+    from peft import LoraConfig
+
+    modules = settings.modules if isinstance(settings.modules, str) else list(settings.modules)
+    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, task_type=model.task_type)
 
 
 def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "merged"]) -> None:

@@ -33,25 +33,32 @@ class Window:
     """Counts over one optimiser step, all its micro-batches together, in the one process that trains.
 
     Every loss is a sum divided by these, so that gradients do not depend on how a step was cut into
-    micro-batches. first_tokens: tokens of the first (chosen) continuations; tokens: of all; kl: what a method has
-    estimated over the whole step before its first micro-batch.
+    micro-batches. first_tokens: tokens of the first (chosen) continuations; tokens, continuations: of all; kl: what a
+    method has estimated over the whole step before its first micro-batch.
     """
 
     examples: int
     first_tokens: int
     tokens: int = 0
+    continuations: int = 0
     kl: float = 0.0
 
     @classmethod
     def over(cls, examples: Sequence[Example]) -> Window:
         forks = [example.fork for example in examples]
-        return cls(len(forks), sum(len(fork.continuations[0]) for fork in forks), sum(fork.scored for fork in forks))
+        return cls(
+            examples=len(forks),
+            first_tokens=sum(len(fork.continuations[0]) for fork in forks),
+            tokens=sum(fork.scored for fork in forks),
+            continuations=sum(len(fork.continuations) for fork in forks),
+        )
 
 
 class Objective(ABC):
     """One file in `train/objectives/` each. Losses and metrics of a step's micro-batches add up."""
 
     name: ClassVar[str]
+    adam_epsilon: ClassVar[float] = 1e-8
 
     def window(self, model: LocalModel, examples: Sequence[Example]) -> Window:
         """What all micro-batches of a step must know of each other."""

@@ -60,7 +60,9 @@ class Stepper:
                 remedy="Start it by `spiritlevel` or `python`, not by `accelerate launch` or `torchrun`.",
             )
         self.model, self.objective, self.config, self.steps = model, objective, config, steps
-        self.optimizer = MasterAdamW(model.model.parameters(), weight_decay=config.weight_decay)
+        self.optimizer = MasterAdamW(
+            model.model.parameters(), weight_decay=config.weight_decay, eps=objective.adam_epsilon
+        )
         torch.manual_seed(config.seed)  # dropout
 
     def step(self, number: int, batch: Sequence[Any]) -> StepMetrics:

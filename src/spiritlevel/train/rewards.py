@@ -1,0 +1,113 @@
+"""Where rewards come from: a trained reward model, a Python function, or a charter's checks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from types import ModuleType
+
+from spiritlevel.charter import Charter, Probe, read_probes
+from spiritlevel.chat import Chat
+from spiritlevel.checks import judge_probe
+from spiritlevel.errors import SpiritLevelError
+from spiritlevel.models import Fork, RewardModel, reward_fork
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with one reply, as text and as the tokens that were drawn."""
+
+    chat: Chat
+    reply: str
+    fork: Fork
+
+
+RewardSource = Callable[[Sequence[Answered]], list[float]]
+
+
+def model_reward(model: RewardModel) -> RewardSource:
+    """The rewards of a trained model, read at the last token that was drawn. Its tokens must be the policy's."""
+
+    def rewards(answered: Sequence[Answered]) -> list[float]:
+        forks = [reward_fork(one.fork, model.pad_token) for one in answered]
+        return [reward for [reward] in model.rewards(forks)]
+
+    return rewards
+
+
+def function_reward(function: Callable[[Chat, str], float], *, name: str) -> RewardSource:
+    """function(chat, reply) -> float, called for one reply at a time.
+
+    Raises SpiritLevelError naming it if it raises, or returns what is not a finite number.
+    """
+
+    def rewards(answered: Sequence[Answered]) -> list[float]:
+        found = []
+        for one in answered:
+            try:
+                reward = float(function(one.chat, one.reply))
+            except Exception as error:
+                raise SpiritLevelError(
+                    f"the reward function raised {type(error).__name__}: {error}",
+                    where=name,
+                    remedy="It is called with (chat, reply) and must return a number for whatever a model says.",
+                ) from error
+            if not isfinite(reward):
+                raise SpiritLevelError(
+                    f"the reward function returned {reward}",
+                    where=name,
+                    remedy="It must return a finite number for whatever a model says, the empty reply included.",
+                )
+            found.append(reward)
+        return found
+
+    return rewards
+
+
+def load_function(spec: str) -> Callable[[Chat, str], float]:
+    """The function that `package.module:name` or `path/to/file.py:name` names."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise SpiritLevelError(
+            "not a reward function", where=spec, remedy="Write module:function, or path/to/file.py:function."
+        )
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise SpiritLevelError(f"can't be imported: {type(error).__name__}: {error}", where=place) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise SpiritLevelError(f"has no function {name!r}", where=place)
+    return function  # type: ignore[no-any-return]
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def charter_reward(charter: Charter) -> RewardSource:
+    """1 for a reply without a finding, down to 0 with the surest one. A question that is a train probe of the charter
+    is judged by what the probe expects; any other should be helped."""
+    probes = {probe.prompt: probe for probe in read_probes(charter, "train")}
+
+    def rewards(answered: Sequence[Answered]) -> list[float]:
+        return [_charter_reward(charter, probes.get(one.chat[-1]["content"]), one) for one in answered]
+
+    return rewards
+
+
+def _charter_reward(charter: Charter, probe: Probe | None, one: Answered) -> float:
+    rule, expect = (probe.rule, probe.expect) if probe else (None, "help")
+    findings = judge_probe(charter, rule, expect, one.chat, one.reply)  # type: ignore[arg-type]
+    return 1.0 - max((finding.score for finding in findings), default=0.0)
