@@ -100,6 +100,10 @@ class LocalModel:
         tokens = tuple(self.tokenizer(reply, add_special_tokens=False)["input_ids"])
         return (*tokens, self.end_token) if finished else tokens
 
+    def reply_text(self, tokens: Sequence[int]) -> str:
+        """The words of drawn tokens, without special ones."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()  # type: ignore[no-any-return]
+
     def fork(self, chat: Chat, replies: Sequence[str]) -> Fork:
         return Fork(self.prompt_tokens(chat), tuple(self.reply_tokens(reply) for reply in replies))
 
@@ -151,7 +155,7 @@ class LocalModel:
                 seeds=[seeds[index] for index in batch],
             )
             for index, completion in zip(batch, completions, strict=True):
-                text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True).strip()
+                text = self.reply_text(completion.tokens)
                 replies[index] = Reply(text, len(completion.tokens), completion.finished)
                 if on_finish is not None:
                     on_finish(index, replies[index])

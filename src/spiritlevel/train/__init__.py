@@ -2,6 +2,7 @@
 
 from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import LoraSettings, add_lora, save_trained
+from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, draw_rewarded
 from spiritlevel.train.loop import train
 from spiritlevel.train.objective import Example, Objective, RecordObjective, Window
 from spiritlevel.train.objectives import (
@@ -65,7 +66,10 @@ __all__ = [
     "TrainConfig",
     "Window",
     "add_lora",
+    "best_of_n_kl",
+    "best_of_n_value",
     "charter_reward",
+    "draw_rewarded",
     "function_reward",
     "load_function",
     "model_reward",

@@ -169,13 +169,11 @@ def _scores(
     reward: RewardSource,
     online: OnlineConfig,
 ) -> list[float]:
-    answered, finished = [], []
+    answered = []
     for chat, prompt, drawn in zip(chats, prompts, rollouts, strict=True):
         for rollout in drawn:
-            words = rollout.tokens[:-1] if rollout.finished else rollout.tokens
-            reply = model.tokenizer.decode(words, skip_special_tokens=True).strip()
-            answered.append(Answered(chat, reply, Fork(prompt, (rollout.tokens,))))
-            finished.append(rollout.finished)
+            fork = Fork(prompt, (rollout.tokens,))
+            answered.append(Answered(chat, model.reply_text(rollout.tokens), fork, rollout.finished))
     scores = reward(answered)
     if len(scores) != len(answered) or not all(map(isfinite, scores)):
         raise SpiritLevelError(
@@ -183,7 +181,8 @@ def _scores(
         )
     if online.unfinished_reward is None:
         return scores
-    return [score if end else online.unfinished_reward for score, end in zip(scores, finished, strict=True)]
+    unfinished = online.unfinished_reward
+    return [score if one.finished else unfinished for score, one in zip(scores, answered, strict=True)]
 
 
 def _reference(model: LocalModel, forks: Sequence[Fork], lengths: Sequence[int], online: OnlineConfig) -> Tensor:

@@ -25,6 +25,7 @@ class Answered:
     chat: Chat
     reply: str
     fork: Fork
+    finished: bool = True
 
 
 RewardSource = Callable[[Sequence[Answered]], list[float]]
