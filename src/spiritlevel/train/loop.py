@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spiritlevel.data import Preference
+from spiritlevel.data import Record
 from spiritlevel.errors import SpiritLevelError, check_setting
 from spiritlevel.models import LocalModel, plan_batches, score_batch, score_forks, verify_engine
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
@@ -136,7 +136,7 @@ def train(
 def prepare_examples(
     model: LocalModel,
     objective: Objective,
-    records: Sequence[Preference],
+    records: Sequence[Record],
     *,
     store: ContentStore,
     token_budget: int = 4096,

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from spiritlevel.data import Preference
+from spiritlevel.data import Record
 from spiritlevel.models import Fork, ForkScores, LocalModel
 
 Metrics = dict[str, Tensor]
@@ -47,7 +47,7 @@ class Objective(Protocol):
 
     name: ClassVar[str]
 
-    def fork(self, record: Preference, model: LocalModel) -> Fork: ...
+    def fork(self, record: Record, model: LocalModel) -> Fork: ...
 
     def reference_fork(self, fork: Fork) -> Fork | None:
         """What the reference is to score for this fork; None if nothing."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spiritlevel.data import Preference
-from spiritlevel.errors import check_setting
+from spiritlevel.data import Preference, Record
+from spiritlevel.errors import SpiritLevelError, check_setting
 from spiritlevel.models import Fork, ForkScores, LocalModel
 from spiritlevel.train.objective import Example, Metrics, Window
 
@@ -102,7 +102,12 @@ class Pairwise(ABC):
         chosen, rejected = pairs.log_ratios
         return self.beta * chosen, self.beta * rejected
 
-    def fork(self, record: Preference, model: LocalModel) -> Fork:
+    def fork(self, record: Record, model: LocalModel) -> Fork:
+        if not isinstance(record, Preference):
+            raise SpiritLevelError(
+                f"{self.name} learns from pairs of replies, and there is a record without a rejected one",
+                remedy="Give preferences, or train such records by sft.",
+            )
         chosen = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
         rejected = model.reply_tokens(record.rejected_text, finished=record.rejected_finished)
         return Fork(model.prompt_tokens(record.chat), (chosen, rejected[: self.margin_tokens]))

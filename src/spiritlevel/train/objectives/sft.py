@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the preferred replies: the loss is on completion tokens only."""
+"""Supervised fine-tuning on demonstrations or preferred replies: the loss is on completion tokens only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spiritlevel.data import Preference
+from spiritlevel.data import Record
 from spiritlevel.models import Fork, ForkScores, LocalModel
 from spiritlevel.train.objective import Example, Metrics, Window
 
@@ -19,9 +19,9 @@ class SFT:
 
     name: ClassVar[str] = "sft"
 
-    def fork(self, record: Preference, model: LocalModel) -> Fork:
-        reply = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
-        return Fork(model.prompt_tokens(record.chat), (reply,))
+    def fork(self, record: Record, model: LocalModel) -> Fork:
+        text, finished = record.taught
+        return Fork(model.prompt_tokens(record.chat), (model.reply_tokens(text, finished=finished),))
 
     def reference_fork(self, fork: Fork) -> Fork | None:
         return None
