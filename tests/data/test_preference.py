@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiritlevel.data import Preference, read_preferences, write_preferences
-from spiritlevel.data.preference import check_writable
+from spiritlevel.data import Preference, check_writable, read_preferences, write_preferences
 from spiritlevel.errors import SpiritLevelError
 
 words = st.text(min_size=1).filter(lambda text: text.strip() and text.isprintable())

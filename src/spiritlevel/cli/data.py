@@ -60,10 +60,10 @@ def contrast(
 
 @app.command()
 def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machine-readable output.")) -> None:
-    """Validate a preference file and count its records by rule and source. Errors name the line."""
-    from spiritlevel.data import read_preferences
+    """Validate preferences or demonstrations and count them by rule and source. Errors name the line."""
+    from spiritlevel.data import read_records
 
-    records = read_preferences(file)
+    records = read_records(file)
     rules = Counter(record.rule or "(none)" for record in records)
     sources = Counter(record.source for record in records)
     if as_json:
@@ -75,11 +75,11 @@ def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machin
 @app.command()
 def convert(source: Path, target: Path) -> None:
     """Convert between JSONL and Parquet (by suffix), validating every record."""
-    from spiritlevel.data import check_writable, read_preferences, write_preferences
+    from spiritlevel.data import check_writable, read_records, write_records
 
     check_writable(target)
-    records = read_preferences(source)
-    write_preferences(target, records)
+    records = read_records(source)
+    write_records(target, records)
     err.print(f"wrote {len(records)} records to {target}", markup=False, soft_wrap=True)
 
 

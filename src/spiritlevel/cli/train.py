@@ -14,7 +14,7 @@ import yaml
 from spiritlevel.cli.terminal import TerminalProgress, err
 from spiritlevel.errors import SpiritLevelError
 
-app = typer.Typer(help="Train a model on preference records, by one of these methods.", no_args_is_help=True)
+app = typer.Typer(help="Train a model on preferences or demonstrations, by one of these methods.", no_args_is_help=True)
 
 
 def _config(context: typer.Context, file: Path | None) -> Path | None:
@@ -42,7 +42,14 @@ def _config(context: typer.Context, file: Path | None) -> Path | None:
 
 # The options that all methods have: (type, option).
 COMMON: dict[str, tuple[Any, Any]] = {
-    "data": (Path, typer.Option(..., "--data", help="Preference records: .jsonl or .parquet, TRL's columns.")),
+    "data": (
+        Path,
+        typer.Option(
+            ...,
+            "--data",
+            help="Preferences, for sft also demonstrations: .jsonl or .parquet, TRL's columns.",
+        ),
+    ),
     "model": (str, typer.Option("smollm2-135m", help="smollm2-135m, a directory, or a hub id.")),
     "out": (Path, typer.Option(..., "--out", help="Folder for the trained model, metrics and checkpoint.")),
     "lr": (float, typer.Option(3e-4, "--lr", help="Peak learning rate (about ten times less for full weights).")),
@@ -98,7 +105,10 @@ class Method:
 
 _PAIRWISE = {"beta": 0.1, "nll_weight": 0.0, "opening_weight": 1.0, "margin_tokens": None}
 METHODS = {
-    "sft": Method("Supervised fine-tuning on the chosen replies; the loss is on completion tokens only.", {}),
+    "sft": Method(
+        "Supervised fine-tuning on demonstrations or chosen replies; the loss is on completion tokens only.",
+        {},
+    ),
     "dpo": Method(
         "Direct Preference Optimization (arXiv:2305.18290), with an NLL term on the chosen replies (arXiv:2404.19733).",
         _PAIRWISE | {"nll_weight": 1.0},
@@ -162,7 +172,7 @@ def _train(
             "`--rank 0` trains all weights, so there is no adapter to write",
             remedy="Leave `--adapter` out, or choose a rank above 0.",
         )
-    from spiritlevel.data import read_preferences
+    from spiritlevel.data import read_records
     from spiritlevel.models import open_local
     from spiritlevel.store import ContentStore
     from spiritlevel.train import (
@@ -176,7 +186,7 @@ def _train(
     )
 
     objective = OBJECTIVES[method](**own)
-    records = read_preferences(data)
+    records = read_records(data, objective.reads)
     base = open_local(model)
     progress = TerminalProgress()
     config = TrainConfig(

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import model_validator
 
-from spiritlevel.chat import Chat
-from spiritlevel.data.preference import Source, Turn
+from spiritlevel.data.record import Record
 
 
-class Ranking(BaseModel):
-    """scores: of each completion, the higher the better; equal ones are not told apart. The other fields as in
-    `Preference`."""
+class Ranking(Record):
+    """scores: of each completion, the higher the better; equal ones are not told apart."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    columns: ClassVar[str] = "A ranking has `prompt`, `completions` (strings) and `scores` (numbers, one a completion)"
 
-    prompt: tuple[Turn, ...]
     completions: tuple[str, ...]
     scores: tuple[float, ...]
-    rule: str | None = None
-    source: Source = "other"
-    author: str = ""
-    why: str = ""
-    provenance: dict[str, Any] = {}
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _prompt_as_chat(cls, value: object) -> object:
-        return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Ranking:
-        if not self.prompt:
-            raise ValueError("`prompt` is empty")
         if len(self.completions) != len(self.scores):
             raise ValueError(f"{len(self.completions)} completions have {len(self.scores)} scores")
         if not all(completion.strip() for completion in self.completions):
@@ -44,11 +29,7 @@ class Ranking(BaseModel):
         return self
 
     @property
-    def chat(self) -> Chat:
-        return [{"role": turn.role, "content": turn.content} for turn in self.prompt]
-
-    @property
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) of every two replies whose scores differ."""
+        """(better, worse) of every two completions whose scores differ."""
         order = sorted(range(len(self.scores)), key=lambda index: -self.scores[index])
         return [(i, j) for i, j in combinations(order, 2) if self.scores[i] > self.scores[j]]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from spiritlevel.data import Record
 from spiritlevel.models import Fork, LocalModel
 
 Metrics = dict[str, Tensor]
@@ -70,7 +71,9 @@ class Objective(ABC):
 
 
 class RecordObjective(Objective):
-    """A method that learns from a file of records, collected before."""
+    """A method that learns from a file of records, collected before. reads: the kinds of records it takes."""
+
+    reads: ClassVar[tuple[type[Record], ...]]
 
     @abstractmethod
     def examples(self, records: Sequence[Any], model: LocalModel) -> list[Example]:

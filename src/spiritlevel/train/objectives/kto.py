@@ -45,6 +45,7 @@ class KTO(RecordObjective):
     seed: int = 0
 
     name: ClassVar[str] = "kto"
+    reads = (Feedback, Preference)
 
     def __post_init__(self) -> None:
         check_setting("beta", self.beta, self.beta > 0, "a number above 0")

@@ -83,6 +83,7 @@ class Pairwise(RecordObjective):
     opening_weight: float = 1.0
     margin_tokens: int | None = None
 
+    reads = (Preference,)
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class Reward(RecordObjective):
     centre_weight: float = 0.0
 
     name: ClassVar[str] = "reward"
+    reads = (Preference, Ranking)
 
     def __post_init__(self) -> None:
         check_setting("centre_weight", self.centre_weight, self.centre_weight >= 0, "0 or more")

@@ -1,0 +1,42 @@
+"""Reading a file of records whose kind is told by its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spiritlevel.data.demonstration import Demonstration
+from spiritlevel.data.feedback import Feedback
+from spiritlevel.data.preference import Preference
+from spiritlevel.data.ranking import Ranking
+from spiritlevel.data.record import Record, read_rows, validate_rows
+from spiritlevel.errors import SpiritLevelError
+
+
+def read_records(path: Path, kinds: Sequence[type[Record]]) -> Sequence[Record]:
+    """The records of a JSONL or Parquet file, all of the kind that the columns of its first row tell.
+
+    Raises SpiritLevelError if that is none of `kinds`, or naming the line and the field of a record that is not right.
+    """
+    rows = read_rows(path)
+    kind = _kind(rows[0][1], kinds)
+    if kind not in kinds:
+        wanted = " or ".join(f"{one.__name__.lower()}s" for one in kinds)
+        raise SpiritLevelError(
+            f"holds {kind.__name__.lower()}s, not {wanted}",
+            where=str(path),
+            remedy="; ".join(one.columns for one in kinds) + ".",
+        )
+    return validate_rows(path, rows, kind)
+
+
+def _kind(row: Any, kinds: Sequence[type[Record]]) -> type[Record]:
+    columns = {name for name, value in row.items() if value is not None} if isinstance(row, dict) else set()
+    if "completions" in columns:
+        return Ranking
+    if "label" in columns:
+        return Feedback
+    if columns & {"completion", "messages"}:
+        return Demonstration
+    return Preference if columns & {"chosen", "rejected"} else kinds[0]
