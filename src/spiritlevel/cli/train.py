@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 import yaml
 
 from spiritlevel.cli.terminal import TerminalProgress, err
 from spiritlevel.errors import SpiritLevelError
+
+if TYPE_CHECKING:
+    from spiritlevel.train import Checkpointing, LoraSettings, LoraVariant
 
 app = typer.Typer(help="Train a model on preference records, by one of these methods.", no_args_is_help=True)
 
@@ -61,6 +64,22 @@ COMMON: dict[str, tuple[Any, Any]] = {
         typer.Option("linear", help="linear, cosine or constant, after a warm-up over 10 % of the steps."),
     ),
     "rank": (int, typer.Option(16, min=0, help="LoRA rank; 0 trains all weights.")),
+    "lora": (
+        Literal["lora", "rslora", "dora"],
+        typer.Option("lora", "--lora", help="LoRA, rank-stabilised LoRA, or weight-decomposed LoRA (DoRA)."),
+    ),
+    "alpha": (
+        int | None,
+        typer.Option(None, min=1, help="LoRA's scale is alpha/rank, rsLoRA's alpha/√rank. (default: 2 rank; rsLoRA 8)"),
+    ),
+    "modules": (
+        str,
+        typer.Option("all-linear", help="Which linear modules get an adapter: all-linear, or names: q_proj,v_proj"),
+    ),
+    "checkpointing": (
+        Literal["auto", "on", "off"],
+        typer.Option("auto", help="Compute activations twice to save memory; auto: only where they would not fit."),
+    ),
     "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),
     "seed": (int, typer.Option(0, help="Draws the order of the data and the adapter's start.")),
     "tensorboard": (bool, typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")),
@@ -153,7 +172,8 @@ for _name, _method in METHODS.items():
 
 def _train(
     method: str, own: dict[str, Any], *, data: Path, model: str, out: Path, lr: float, epochs: int, batch_size: int,
-    token_budget: int, max_length: int, schedule: str, rank: int, merge: bool, seed: int, tensorboard: bool,
+    token_budget: int, max_length: int, schedule: str, rank: int, lora: LoraVariant, alpha: int | None, modules: str,
+    checkpointing: Checkpointing, merge: bool, seed: int, tensorboard: bool,
 ) -> None:  # fmt: skip
     if schedule not in ("linear", "cosine", "constant"):
         raise SpiritLevelError(f"there is no schedule {schedule!r}", remedy="Choose linear, cosine or constant.")
@@ -167,7 +187,6 @@ def _train(
     from spiritlevel.store import ContentStore
     from spiritlevel.train import (
         OBJECTIVES,
-        LoraSettings,
         TrainConfig,
         add_lora,
         prepare_examples,
@@ -181,12 +200,12 @@ def _train(
     progress = TerminalProgress()
     config = TrainConfig(
         learning_rate=lr, epochs=epochs, batch_size=batch_size, token_budget=token_budget, max_length=max_length,
-        schedule=schedule, seed=seed,  # type: ignore[arg-type]
+        schedule=schedule, seed=seed, checkpointing=checkpointing,  # type: ignore[arg-type]
     )  # fmt: skip
     with progress.stage("reference log-probabilities", len(records)) as advance:
         store = ContentStore(out / "store")
         examples = prepare_examples(base, objective, records, store=store, on_progress=advance)
-    student = add_lora(base, LoraSettings(rank, 2 * rank), seed=seed) if rank else base
+    student = add_lora(base, _lora_settings(rank, lora, alpha, modules), seed=seed) if rank else base
     write_board = _tensorboard(out) if tensorboard else None
 
     def on_step(metrics: dict[str, float]) -> None:
@@ -199,6 +218,15 @@ def _train(
     save_trained(student, out / "model", form="merged" if merge else "adapter")
     wrote = f"wrote {out / 'model'}; try it: spiritlevel chat --model {out / 'model'}"
     err.print(wrote, markup=False, soft_wrap=True)
+
+
+def _lora_settings(rank: int, variant: LoraVariant, alpha: int | None, modules: str) -> LoraSettings:
+    from spiritlevel.train import LoraSettings
+
+    # At rank 16 both scales are 2; LoRA's stays so, rsLoRA's falls with √rank.
+    usual = 8 if variant == "rslora" else 2 * rank
+    names = tuple(name.strip() for name in modules.split(","))
+    return LoraSettings(rank, alpha or usual, "all-linear" if modules == "all-linear" else names, variant)
 
 
 def _tensorboard(folder: Path):  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from spiritlevel.models.answers import answer_all
 from spiritlevel.models.catalogue import PACKAGED, model_folder, open_local, open_model
+from spiritlevel.models.export import GgufType, export_gguf
 from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
 from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
@@ -17,6 +18,7 @@ __all__ = [
     "Completion",
     "Fork",
     "ForkScores",
+    "GgufType",
     "Layout",
     "LocalModel",
     "RemoteModel",
@@ -24,6 +26,7 @@ __all__ = [
     "Sampling",
     "answer_all",
     "decode",
+    "export_gguf",
     "lay_out",
     "model_folder",
     "open_local",

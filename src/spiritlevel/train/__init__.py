@@ -1,7 +1,8 @@
 """Training: one loop, many objectives."""
 
-from spiritlevel.train.adapters import LoraSettings, add_lora, save_trained
+from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, save_trained
 from spiritlevel.train.loop import TrainConfig, prepare_examples, train
+from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Example, Objective, Window
 from spiritlevel.train.objectives import (
     CPO,
@@ -24,10 +25,12 @@ __all__ = [
     "OBJECTIVES",
     "ORPO",
     "SFT",
+    "Checkpointing",
     "ConservativeDPO",
     "Example",
     "Hinge",
     "LoraSettings",
+    "LoraVariant",
     "Objective",
     "Pairwise",
     "RobustDPO",
@@ -35,6 +38,7 @@ __all__ = [
     "TrainConfig",
     "Window",
     "add_lora",
+    "merge_adapter",
     "prepare_examples",
     "save_trained",
     "train",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from spiritlevel.models import LocalModel, plan_batches, score_batch, score_fork
 from spiritlevel.store import ContentStore, atomic_path, compute_missing, digest_json, write_jsonl
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
+from spiritlevel.train.memory import Checkpointing, gradient_checkpointing
 from spiritlevel.train.objective import Example, Objective, Window
 from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
 
@@ -30,6 +31,7 @@ class TrainConfig:
     """batch_size: examples per optimiser step, cut into micro-batches of at most `token_budget` tokens.
 
     warmup: share of all steps. save_seconds: time between checkpoints. max_length: longest row in tokens.
+    checkpointing: whether layers compute their activations twice to save memory; "auto" where they would not fit.
     """
 
     learning_rate: float
@@ -43,6 +45,7 @@ class TrainConfig:
     max_length: int = 2048
     seed: int = 0
     save_seconds: float = 30.0
+    checkpointing: Checkpointing = "auto"
 
     def __post_init__(self) -> None:
         check_setting("learning_rate", self.learning_rate, 0 < self.learning_rate < inf, "a number above 0")
@@ -51,6 +54,8 @@ class TrainConfig:
         check_setting("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
         check_setting("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "0 or more")
         check_setting("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "a number above 0")
+        known = self.checkpointing in get_args(Checkpointing)
+        check_setting("checkpointing", self.checkpointing, known, "auto, on or off")
 
 
 StepMetrics = dict[str, float]
@@ -71,7 +76,8 @@ def train(
     """Train `model` in place and return the metrics of every step.
 
     `folder` keeps `metrics.jsonl` and one checkpoint; a call with the same arguments after a kill goes on
-    from it and ends with the same weights, bit for bit on the same machine.
+    from it and ends with the same weights, bit for bit on the same machine (if "auto" found checkpointing needed for
+    one of the two calls and not for the other: to rounding).
     """
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     if accelerator.num_processes > 1:
@@ -92,7 +98,8 @@ def train(
     history = _resume(folder, fingerprint, optimizer)
     model.model.train()
     saved_at = time.monotonic()
-    with fused_lora(model.model):
+    rest = ([examples[index].fork for index in batch] for batch in schedule[len(history) :])
+    with fused_lora(model.model), gradient_checkpointing(model, config.checkpointing, rest, config.token_budget):
         for step in range(len(history), len(schedule)):
             started = time.monotonic()
             batch = [examples[index] for index in schedule[step]]
@@ -198,11 +205,13 @@ def _stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
 def _fingerprint(objective: Objective, examples: Sequence[Example], config: TrainConfig, model: LocalModel) -> str:
     """What a checkpoint must have in common with a run that goes on from it, frozen weights included."""
     start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
-    settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
-    # The scale of an adapter is in its settings, not in its weights.
-    alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
+    settings = {name: value for name, value in asdict(config).items() if name not in ("save_seconds", "checkpointing")}
+    # The scale of an adapter is in its settings, not in its weights; and alike ones may be on other modules.
+    adapters = getattr(model.model, "peft_config", {}).items()
+    scales = {name: [lora.lora_alpha, lora.use_rslora, lora.use_dora] for name, lora in adapters}
+    trained = [name for name, weight in model.model.named_parameters() if weight.requires_grad]
     forks = [[example.fork.prompt, example.fork.continuations, example.reference, example.kind] for example in examples]
-    return digest_json([_FORMAT, objective.name, repr(objective), settings, forks, repr(start), alphas])
+    return digest_json([_FORMAT, objective.name, repr(objective), settings, forks, repr(start), scales, trained])
 
 
 def _save(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
