@@ -39,7 +39,7 @@ app.command("eval")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("chat")(chat.chat)
-app.command("model")(model.model)
+app.add_typer(model.app, name="model")
 
 
 @app.callback(invoke_without_command=True)

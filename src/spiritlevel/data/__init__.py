@@ -5,7 +5,7 @@ from spiritlevel.data.demonstration import Demonstration, read_demonstrations, w
 from spiritlevel.data.feedback import Feedback, as_feedback
 from spiritlevel.data.preference import Preference, read_preferences, write_preferences
 from spiritlevel.data.ranking import Ranking
-from spiritlevel.data.read import read_records
+from spiritlevel.data.read import read_prompts, read_records
 from spiritlevel.data.record import Record, check_writable, write_records
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "contrast_workload",
     "read_demonstrations",
     "read_preferences",
+    "read_prompts",
     "read_records",
     "write_demonstrations",
     "write_preferences",

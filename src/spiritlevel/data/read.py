@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from spiritlevel.chat import Chat
 from spiritlevel.data.demonstration import Demonstration
 from spiritlevel.data.feedback import Feedback
 from spiritlevel.data.preference import Preference
@@ -40,3 +41,15 @@ def _kind(row: Any, kinds: Sequence[type[Record]]) -> type[Record]:
     if columns & {"completion", "messages"}:
         return Demonstration
     return Preference if columns & {"chosen", "rejected"} else kinds[0]
+
+
+class Asked(Record):
+    """A prompt alone: what a policy is to answer."""
+
+    columns: ClassVar[str] = "A prompt is a row with `prompt`, a string or messages with role and content"
+
+
+def read_prompts(path: Path) -> list[Chat]:
+    """The prompts of a JSONL or Parquet file of records of any kind, each once, in order."""
+    records = validate_rows(path, read_rows(path), Asked)
+    return list({str(record.chat): record.chat for record in records}.values())

@@ -2,6 +2,7 @@
 
 from spiritlevel.models.answers import answer_all
 from spiritlevel.models.catalogue import PACKAGED, model_folder, open_local, open_model
+from spiritlevel.models.export import GgufType, export_gguf
 from spiritlevel.models.fork import Fork, Layout, lay_out, plan_batches
 from spiritlevel.models.local import LocalModel
 from spiritlevel.models.remote import RemoteModel
@@ -16,6 +17,7 @@ from spiritlevel.models.scoring import (
     score_batch,
     score_forks,
     score_layout,
+    trunk_of,
     verify_engine,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "Completion",
     "Fork",
     "ForkScores",
+    "GgufType",
     "InProcess",
     "Layout",
     "LocalModel",
@@ -38,6 +41,7 @@ __all__ = [
     "Sampling",
     "answer_all",
     "decode",
+    "export_gguf",
     "lay_out",
     "lay_out_for",
     "model_folder",
@@ -50,5 +54,6 @@ __all__ = [
     "score_batch",
     "score_forks",
     "score_layout",
+    "trunk_of",
     "verify_engine",
 ]

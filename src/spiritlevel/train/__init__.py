@@ -1,9 +1,10 @@
 """Training: one loop, many objectives."""
 
 from spiritlevel.train.actor_critic import ActorCritic, using_adapter
-from spiritlevel.train.adapters import LoraSettings, add_lora, save_trained
+from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, save_trained
 from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, draw_rewarded
 from spiritlevel.train.loop import train
+from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Example, Objective, RecordObjective, Window
 from spiritlevel.train.objectives import (
     CPO,
@@ -50,10 +51,12 @@ __all__ = [
     "SFT",
     "ActorCritic",
     "Answered",
+    "Checkpointing",
     "ConservativeDPO",
     "Example",
     "Hinge",
     "LoraSettings",
+    "LoraVariant",
     "Objective",
     "OnlineConfig",
     "Pairwise",
@@ -72,6 +75,7 @@ __all__ = [
     "draw_rewarded",
     "function_reward",
     "load_function",
+    "merge_adapter",
     "model_reward",
     "prepare_examples",
     "save_trained",

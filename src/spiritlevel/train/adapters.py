@@ -7,33 +7,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from spiritlevel.errors import check_setting
-from spiritlevel.models import LocalModel
-from spiritlevel.store import atomic_folder
+from spiritlevel.errors import SpiritLevelError, check_setting
+from spiritlevel.models import LocalModel, model_folder, open_local, trunk_of
+from spiritlevel.store import atomic_folder, read_json
+
+LoraVariant = Literal["lora", "rslora", "dora"]
 
 Model = TypeVar("Model", bound=LocalModel)
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """W + (alpha/rank)·B·A on the named linear modules (Hu et al. 2021, arXiv:2106.09685)."""
+    """W + s·B·A on the named linear modules, by default all but the head.
+
+    variant: "lora", s = alpha/rank (Hu et al. 2021, arXiv:2106.09685); "rslora", s = alpha/√rank, so that a larger rank
+    learns as fast as a small one (Kalajdzievski 2023, arXiv:2312.03732); "dora", LoRA's s, and each row of the sum
+    scaled to a trained length (Liu et al. 2024, arXiv:2402.09353), which costs about as much again as the base layer.
+    """
 
     rank: int = 16
     alpha: int = 32
-    modules: str | tuple[str, ...] = "all-linear"
+    modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    variant: LoraVariant = "lora"
 
     def __post_init__(self) -> None:
         check_setting("rank", self.rank, self.rank >= 1, "at least 1")
         check_setting("alpha", self.alpha, self.alpha >= 1, "at least 1")
+        check_setting("variant", self.variant, self.variant in get_args(LoraVariant), "lora, rslora or dora")
 
 
 def add_lora(model: Model, settings: LoraSettings, *, seed: int) -> Model:
-    """The model with a fresh adapter; B starts at zero, so its outputs are the base's exactly."""
+    """The model with a fresh adapter; B starts at zero, so its outputs are the base's exactly (DoRA: to rounding).
+
+    Raises SpiritLevelError if the model has no module of a name in `settings`.
+    """
     from peft import get_peft_model
 
     torch.manual_seed(seed)
@@ -47,14 +59,39 @@ def lora_config(model: LocalModel, settings: LoraSettings) -> Any:
     """The settings as peft has them."""
     from peft import LoraConfig
 
-    modules = settings.modules if isinstance(settings.modules, str) else list(settings.modules)
-    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, task_type=model.task_type)
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=_modules(model, settings),
+        use_rslora=settings.variant == "rslora",
+        use_dora=settings.variant == "dora",
+        task_type=model.task_type,
+    )
+
+
+def _modules(model: LocalModel, settings: LoraSettings) -> str | list[str]:
+    """The names for peft, which would ignore one that is not there, and which scoring would ignore at the head."""
+    if settings.modules == "all-linear":
+        return settings.modules
+    from transformers.pytorch_utils import Conv1D
+
+    trunk = trunk_of(model.model)
+    linear = [name for name, module in trunk.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    for wanted in settings.modules:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            choice = sorted({name.rpartition(".")[2] for name in linear})
+            raise SpiritLevelError(
+                f"there is no linear module {wanted!r} below its head",
+                where=model.name,
+                remedy=f"Choose all-linear, or from: {', '.join(choice)}.",
+            )
+    return list(settings.modules)
 
 
 def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "merged"]) -> None:
     """Write a PEFT adapter, or a whole Hugging Face directory that plain `transformers` loads.
 
-    Merging adds (alpha/rank)·B·A in float32 and rounds once to the model's dtype. It changes `model`.
+    Merging makes the weights in float32 and rounds once to the model's dtype. It changes `model`.
     """
     with atomic_folder(folder) as temporary:
         weights = model.model
@@ -65,10 +102,27 @@ def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "m
         model.save_settings(temporary)
 
 
+def merge_adapter(spec: str, folder: Path) -> None:
+    """Write the adapter that `spec` names and its base as one Hugging Face directory, in the base's stored precision.
+
+    Raises SpiritLevelError if it is no adapter, or `folder` exists.
+    """
+    from transformers import AutoConfig
+
+    if folder.exists():
+        raise SpiritLevelError("exists already", where=str(folder), remedy="Remove it, or name another folder.")
+    settings = model_folder(spec) / "adapter_config.json"
+    if not settings.exists():
+        raise SpiritLevelError("is a whole model: there is nothing to merge", where=spec)
+    base = model_folder(read_json(settings)["base_model_name_or_path"])
+    stored = AutoConfig.from_pretrained(base).dtype or torch.float32
+    save_trained(open_local(spec, dtype=str(stored).removeprefix("torch.")), folder, form="merged")
+
+
 @contextmanager
 def fused_lora(model: Any) -> Iterator[None]:
-    """While this lasts, peft's plain LoRA layers on linear ones add (alpha/rank)·x·Aᵀ·Bᵀ to the base's output in one
-    operation instead of three, forward and backward. The product is then also rounded once less."""
+    """While this lasts, peft's plain LoRA layers on linear ones add s·x·Aᵀ·Bᵀ to the base's output in one operation
+    instead of three, forward and backward. The product is then also rounded once less."""
     from peft.tuners.lora import Linear
 
     fused = []

@@ -28,10 +28,12 @@ def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, 
     data: what is trained on, as plain JSON.
     """
     start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
-    settings = {name: value for name, value in asdict(config).items() if name != "save_seconds"}
-    # The scale of an adapter is in its settings, not in its weights.
-    alphas = {name: lora.lora_alpha for name, lora in getattr(model.model, "peft_config", {}).items()}
-    return digest_json([_FORMAT, objective.name, repr(objective), settings, data, repr(start), alphas])
+    settings = {name: value for name, value in asdict(config).items() if name not in ("save_seconds", "checkpointing")}
+    # The scale of an adapter is in its settings, not in its weights; and alike ones may be on other modules.
+    adapters = getattr(model.model, "peft_config", {}).items()
+    scales = {name: [lora.lora_alpha, lora.use_rslora, lora.use_dora] for name, lora in adapters}
+    trained = [name for name, weight in model.model.named_parameters() if weight.requires_grad]
+    return digest_json([_FORMAT, objective.name, repr(objective), settings, data, repr(start), scales, trained])
 
 
 def save_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:

@@ -11,6 +11,7 @@ from spiritlevel.models import LocalModel
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from spiritlevel.train.memory import gradient_checkpointing
 from spiritlevel.train.objective import Example, Objective
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
 
@@ -27,7 +28,8 @@ def train(
     """Train `model` in place and return the metrics of every step.
 
     `folder` keeps `metrics.jsonl` and one checkpoint; a call with the same arguments after a kill goes on
-    from it and ends with the same weights, bit for bit on the same machine.
+    from it and ends with the same weights, bit for bit on the same machine (if "auto" found checkpointing needed for
+    one of the two calls and not for the other: to rounding).
     """
     _check_lengths([example.fork.length for example in examples], config)
     kinds = [example.kind for example in examples]
@@ -42,7 +44,8 @@ def train(
     history = load_checkpoint(folder, mark, stepper.optimizer)
     model.model.train()
     saved_at = time.monotonic()
-    with fused_lora(model.model):
+    rest = ([examples[index].fork for index in batch] for batch in schedule[len(history) :])
+    with fused_lora(model.model), gradient_checkpointing(model, config.checkpointing, rest, config.token_budget):
         for number in range(len(history), len(schedule)):
             metrics = stepper.step(number, [examples[index] for index in schedule[number]])
             history.append(metrics | {"epoch": (number + 1) * config.epochs / len(schedule)})

@@ -15,7 +15,7 @@ from spiritlevel.charter import Charter, Probe, read_probes
 from spiritlevel.chat import Chat
 from spiritlevel.checks import judge_probe
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, RewardModel, reward_fork
+from spiritlevel.models import Fork, LocalModel, RewardModel, reward_fork
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,17 @@ class Answered:
 RewardSource = Callable[[Sequence[Answered]], list[float]]
 
 
-def model_reward(model: RewardModel) -> RewardSource:
-    """The rewards of a trained model, read at the last token that was drawn. Its tokens must be the policy's."""
+def model_reward(model: RewardModel, *, policy: LocalModel) -> RewardSource:
+    """The rewards of a trained model, read at the last token that was drawn.
+
+    Raises SpiritLevelError unless it has the policy's tokens: the same id would be another word to it.
+    """
+    if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise SpiritLevelError(
+            f"the reward model has another tokenizer than {policy.name}",
+            where=model.name,
+            remedy="Train a reward model from the policy's base: spiritlevel train reward --model ...",
+        )
 
     def rewards(answered: Sequence[Answered]) -> list[float]:
         forks = [reward_fork(one.fork, model.pad_token) for one in answered]

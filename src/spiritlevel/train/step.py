@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
 
 from spiritlevel.errors import SpiritLevelError, check_setting
 from spiritlevel.models import LocalModel, plan_batches
+from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Objective
 from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
 
@@ -26,6 +27,7 @@ class TrainConfig:
     """batch_size: examples per optimiser step, cut into micro-batches of at most `token_budget` tokens.
 
     warmup: share of all steps. save_seconds: time between checkpoints. max_length: longest row in tokens.
+    checkpointing: whether layers compute their activations twice to save memory; "auto" where they would not fit.
     """
 
     learning_rate: float
@@ -39,6 +41,7 @@ class TrainConfig:
     max_length: int = 2048
     seed: int = 0
     save_seconds: float = 30.0
+    checkpointing: Checkpointing = "auto"
 
     def __post_init__(self) -> None:
         check_setting("learning_rate", self.learning_rate, 0 < self.learning_rate < inf, "a number above 0")
@@ -47,6 +50,8 @@ class TrainConfig:
         check_setting("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
         check_setting("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf, "0 or more")
         check_setting("max_grad_norm", self.max_grad_norm, self.max_grad_norm > 0, "a number above 0")
+        known = self.checkpointing in get_args(Checkpointing)
+        check_setting("checkpointing", self.checkpointing, known, "auto, on or off")
 
 
 class Stepper:

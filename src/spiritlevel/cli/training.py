@@ -1,0 +1,181 @@
+"""What `spiritlevel train` does once its options are read: on records, or on rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from spiritlevel.cli.terminal import TerminalProgress, err
+from spiritlevel.errors import SpiritLevelError
+
+if TYPE_CHECKING:
+    from spiritlevel.chat import Chat
+    from spiritlevel.models import LocalModel, RolloutEngine
+    from spiritlevel.train import LoraSettings, RewardSource, StepMetrics, TrainConfig
+
+CHARTER_SUFFIXES = (".yaml", ".yml")
+
+
+def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
+    """given: the options of `RECORDS` and `COMMON` in `cli/train.py`; own: the objective's."""
+    _check(given)
+    from spiritlevel.data import read_records
+    from spiritlevel.models import RewardModel, open_local
+    from spiritlevel.store import ContentStore
+    from spiritlevel.train import OBJECTIVES, add_lora, prepare_examples, save_trained, train
+
+    objective = OBJECTIVES[method](**own)
+    records = read_records(given.data, objective.reads)
+    base = open_local(given.model)
+    progress = TerminalProgress()
+    with progress.stage("reference log-probabilities", len(records)) as advance:
+        store = ContentStore(given.out / "store")
+        examples = prepare_examples(base, objective, records, store=store, on_progress=advance)
+    student: LocalModel = RewardModel.on(base, seed=given.seed) if method == "reward" else base
+    student = add_lora(student, _lora(given), seed=given.seed) if given.rank else student
+    with progress.stage(f"train {method}"):
+        train(student, objective, examples, _settings(given), given.out, on_step=_watch(progress, given))
+    if isinstance(student, RewardModel):
+        forks = [example.fork for example in examples]
+        with progress.stage("normalise rewards", len(forks)) as advance:
+            rewards = student.rewards(forks, token_budget=given.token_budget, on_progress=advance)
+        student.normalise([reward for of_prompt in rewards for reward in of_prompt])
+    save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
+    _say_what_was_written(given, chat=method != "reward")
+
+
+def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
+    """given: the options of `ROLLOUTS` and `COMMON` in `cli/train.py`; own: the objective's."""
+    _check(given)
+    if not given.rank:
+        raise SpiritLevelError(
+            "learning from rollouts needs an adapter: the base beside it is the reference",
+            remedy="Choose a rank above 0.",
+        )
+    from spiritlevel.models import open_local, verify_engine
+    from spiritlevel.train import ONLINE, ActorCritic, OnlineConfig, add_lora, save_trained, train_online
+
+    if method == "grpo":
+        own = own | {"max_new_tokens": given.max_new_tokens}
+    objective = ONLINE[method](**own)
+    chats = _chats(given.prompts)
+    base = open_local(given.model)
+    verify_engine(
+        base.model, base.fork(max(chats, key=lambda c: len(str(c))), ["Yes.", "No."]), pad_token=base.pad_token
+    )
+    reward = _reward(given.reward, base)
+    policy = add_lora(base, _lora(given), seed=given.seed)
+    if objective.needs_values:
+        policy = ActorCritic.on(policy, _lora(given), seed=given.seed + 1)
+    online = OnlineConfig(
+        iterations=given.iterations, prompts=given.prompts_each, samples=given.samples,
+        max_new_tokens=given.max_new_tokens, temperature=given.temperature, unfinished_reward=given.unfinished_reward,
+    )  # fmt: skip
+    engine = _engine(given, policy)
+    progress = TerminalProgress()
+    with progress.stage(f"train {method}"):
+        train_online(
+            policy, objective, chats, reward, online, _settings(given), given.out, engine=engine,
+            on_step=_watch(progress, given),
+        )  # fmt: skip
+    if isinstance(policy, ActorCritic):
+        policy = policy.without_critic()
+    save_trained(policy, given.out / "model", form="merged" if given.merge else "adapter")
+    _say_what_was_written(given, chat=True)
+
+
+def _check(given: SimpleNamespace) -> None:
+    if given.rank == 0 and not given.merge:
+        raise SpiritLevelError(
+            "`--rank 0` trains all weights, so there is no adapter to write",
+            remedy="Leave `--adapter` out, or choose a rank above 0.",
+        )
+
+
+def _settings(given: SimpleNamespace) -> TrainConfig:
+    from spiritlevel.train import TrainConfig
+
+    return TrainConfig(
+        learning_rate=given.lr, epochs=given.epochs, batch_size=given.batch_size, token_budget=given.token_budget,
+        max_length=given.max_length, schedule=given.schedule, seed=given.seed, checkpointing=given.checkpointing,
+    )  # fmt: skip
+
+
+def _lora(given: SimpleNamespace) -> LoraSettings:
+    from spiritlevel.train import LoraSettings
+
+    # At rank 16 both scales are 2; LoRA's stays so, rsLoRA's falls with √rank.
+    usual = 8 if given.lora == "rslora" else 2 * given.rank
+    names = tuple(name.strip() for name in given.modules.split(","))
+    modules: Any = "all-linear" if given.modules == "all-linear" else names
+    return LoraSettings(given.rank, given.alpha or usual, modules, given.lora)
+
+
+def _chats(source: Path) -> list[Chat]:
+    """The prompts of a file of records of any kind, or of a charter's train probes."""
+    from spiritlevel.charter import load_charter, read_probes
+    from spiritlevel.chat import user
+    from spiritlevel.data import read_prompts
+
+    if source.is_dir() or source.suffix in CHARTER_SUFFIXES:
+        return [[user(probe.prompt)] for probe in read_probes(load_charter(source), "train")]
+    return read_prompts(source)
+
+
+def _reward(spec: str, base: LocalModel) -> RewardSource:
+    from spiritlevel.charter import load_charter
+    from spiritlevel.models import open_reward_model
+    from spiritlevel.train import charter_reward, function_reward, load_function, model_reward
+
+    path = Path(spec)
+    if path.suffix in CHARTER_SUFFIXES or (path / "charter.yaml").exists():
+        return charter_reward(load_charter(path))
+    if path.is_dir():
+        return model_reward(open_reward_model(path), policy=base)
+    return function_reward(load_function(spec), name=spec)
+
+
+def _engine(given: SimpleNamespace, policy: LocalModel) -> RolloutEngine | None:
+    if given.engine == "in-process":
+        return None
+    raise SpiritLevelError(
+        f"there is no engine {given.engine!r}", where="--engine", remedy="Choose in-process, or vllm:URL."
+    )
+
+
+def _say_what_was_written(given: SimpleNamespace, *, chat: bool) -> None:
+    folder = given.out / "model"
+    hint = f"; try it: spiritlevel chat --model {folder}" if chat else ""
+    err.print(f"wrote {folder}{hint}", markup=False, soft_wrap=True)
+
+
+def _watch(progress: TerminalProgress, given: SimpleNamespace) -> Callable[[StepMetrics], None]:
+    board = _tensorboard(given.out) if given.tensorboard else None
+
+    def on_step(metrics: StepMetrics) -> None:
+        progress.step(metrics)
+        if board is not None:
+            board(metrics)
+
+    return on_step
+
+
+def _tensorboard(folder: Path) -> Callable[[StepMetrics], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SpiritLevelError(
+            "TensorBoard is not installed",
+            remedy="pip install 'spiritlevel[tensorboard]', or leave the flag out.",
+        ) from None
+    writer = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+
+    def write(metrics: StepMetrics) -> None:
+        for name, value in metrics.items():
+            if name not in ("step", "steps"):
+                writer.add_scalar(f"train/{name}", value, int(metrics["step"]))  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return write
