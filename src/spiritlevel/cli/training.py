@@ -62,9 +62,8 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
     objective = ONLINE[method](**own)
     chats = _chats(given.prompts)
     base = open_local(given.model)
-    verify_engine(
-        base.model, base.fork(max(chats, key=lambda c: len(str(c))), ["Yes.", "No."]), pad_token=base.pad_token
-    )
+    longest = max(chats, key=lambda chat: len(base.prompt_tokens(chat)))
+    verify_engine(base.model, base.fork(longest, ["Yes.", "No."]), pad_token=base.pad_token)
     reward = _reward(given.reward, base)
     policy = add_lora(base, _lora(given), seed=given.seed)
     if objective.needs_values:

@@ -24,6 +24,7 @@ from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from spiritlevel.train.memory import Checkpointing, gradient_checkpointing
 from spiritlevel.train.objectives.policy import Batch, Experience, PolicyObjective
 from spiritlevel.train.rewards import Answered, RewardSource
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
@@ -73,6 +74,7 @@ def train_online(
     arguments after a kill goes on at the last kept iteration and ends with the same weights.
     """
     prompts = _prompts(model, chats, online, config)
+    saving = _checkpointing(model, config)
     model.temperature = online.temperature
     steps = config.epochs * -(-online.prompts // config.batch_size)
     stepper = Stepper(model, objective, config, online.iterations * steps)
@@ -89,13 +91,14 @@ def train_online(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
                 history,
             )  # fmt: skip
-            for epoch in range(config.epochs):
-                for batch in _batches(len(experience), config, iteration, epoch):
-                    metrics = stepper.step(len(history), [experience[index] for index in batch])
-                    history.append(metrics | told | {"iteration": iteration + 1})
-                    stop_if_diverged(history[-1], folder)
-                    if on_step is not None:
-                        on_step(history[-1])
+            with gradient_checkpointing(model, saving, [[one.fork for one in experience]], config.token_budget):
+                for epoch in range(config.epochs):
+                    for batch in _batches(len(experience), config, iteration, epoch):
+                        metrics = stepper.step(len(history), [experience[index] for index in batch])
+                        history.append(metrics | told | {"iteration": iteration + 1})
+                        stop_if_diverged(history[-1], folder)
+                        if on_step is not None:
+                            on_step(history[-1])
             if time.monotonic() - saved_at >= config.save_seconds or iteration + 1 == online.iterations:
                 save_checkpoint(folder, mark, stepper.optimizer, history)
                 saved_at = time.monotonic()
@@ -228,6 +231,18 @@ def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
             epochs[epoch] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
         chosen.append(int(epochs[epoch][index]))
     return chosen
+
+
+def _checkpointing(model: LocalModel, config: TrainConfig) -> Checkpointing:
+    """A checkpointed layer computes again in the backward pass, when another adapter may be active."""
+    if not isinstance(model, ActorCritic):
+        return config.checkpointing
+    if config.checkpointing == "on":
+        raise SpiritLevelError(
+            "PPO's two adapters don't work with gradient checkpointing",
+            remedy="Leave --checkpointing out, and lower the token budget if memory is short.",
+        )
+    return "off"
 
 
 def _batches(count: int, config: TrainConfig, iteration: int, epoch: int) -> list[list[int]]:
