@@ -1,7 +1,8 @@
 """TRL's losses and gradients on given token ids, in TRL's own environment.
 
-Reads a job as JSON on stdin: {"policy": DIR, "reference": DIR, "pairs": [[prompt, chosen, rejected], ...] as token ids,
-"cases": {name: {"trainer": "dpo" | "cpo" | "orpo", ...settings}}}; writes {name: {"loss": x, "gradient": FILE}} on
+Reads a job as JSON on stdin: {"policy": DIR, "reference": DIR, "reward": DIR, "pairs": [[prompt, chosen, rejected], ...] as
+token ids, "others": for each chosen and then each rejected reply one to another prompt, "cases": {name: {"trainer": "dpo" |
+"cpo" | "orpo" | "kto" | "reward", ...settings}}}; writes {name: {"loss": x, "gradient": FILE}} on
 stdout, each gradient a safetensors file in the job's "folder".
 """
 
@@ -18,16 +19,24 @@ import transformers
 import trl
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-CLASSES = {"dpo": (trl.DPOConfig, trl.DPOTrainer), "cpo": (CPOConfig, CPOTrainer), "orpo": (ORPOConfig, ORPOTrainer)}
+CLASSES = {
+    "dpo": (trl.DPOConfig, trl.DPOTrainer),
+    "cpo": (CPOConfig, CPOTrainer),
+    "orpo": (ORPOConfig, ORPOTrainer),
+    "kto": (trl.KTOConfig, trl.KTOTrainer),
+    "reward": (trl.RewardConfig, trl.RewardTrainer),
+}
 job = json.load(sys.stdin)
 transformers.logging.set_verbosity_error()
 tokenizer = AutoTokenizer.from_pretrained(job["policy"])
 pad = 0  # any: it is masked
-text = Dataset.from_list([{"prompt": "hello", "chosen": " the user", "rejected": " in the"}])  # only to build a trainer
+# Only to build a trainer.
+text = Dataset.from_list([{"prompt": "hello", "chosen": " the user", "rejected": " in the"}])
+judged = Dataset.from_list([{"prompt": "hello", "completion": reply, "label": reply == " a"} for reply in (" a", " b")])
 
 
 def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
@@ -35,13 +44,30 @@ def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
-def dpo_batch() -> dict[str, torch.Tensor]:
-    rows = [(prompt, reply) for place in (1, 2) for prompt, reply in ((pair[0], pair[place]) for pair in job["pairs"])]
+def completions(
+    rows: list[tuple[list[int], list[int]]], prefix: str = "", filler: int = pad
+) -> dict[str, torch.Tensor]:
     return {
-        "input_ids": padded([prompt + reply for prompt, reply in rows], pad),
-        "attention_mask": padded([[1] * len(prompt + reply) for prompt, reply in rows], 0),
-        "completion_mask": padded([[0] * len(prompt) + [1] * len(reply) for prompt, reply in rows], 0),
+        f"{prefix}input_ids": padded([prompt + reply for prompt, reply in rows], filler),
+        f"{prefix}attention_mask": padded([[1] * len(prompt + reply) for prompt, reply in rows], 0),
+        f"{prefix}completion_mask": padded([[0] * len(prompt) + [1] * len(reply) for prompt, reply in rows], 0),
     }
+
+
+def dpo_batch() -> dict[str, torch.Tensor]:
+    """All chosen replies, then all rejected ones."""
+    return completions(replies)
+
+
+def kto_batch() -> dict[str, torch.Tensor]:
+    others = [(prompt, other) for (prompt, _), other in zip(replies, job["others"], strict=True)]
+    label = torch.tensor([True] * len(job["pairs"]) + [False] * len(job["pairs"]))
+    return completions(replies) | completions(others, "KL_") | {"label": label}
+
+
+def reward_batch() -> dict[str, torch.Tensor]:
+    batch = completions(replies, filler=reward_pad)
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def side_by_side_batch() -> dict[str, torch.Tensor]:
@@ -54,26 +80,37 @@ def side_by_side_batch() -> dict[str, torch.Tensor]:
     return batch
 
 
+replies = [(pair[0], pair[place]) for place in (1, 2) for pair in job["pairs"]]
+reward_pad = AutoModelForSequenceClassification.from_pretrained(job["reward"]).config.pad_token_id
+BATCHES = {
+    "dpo": dpo_batch,
+    "cpo": side_by_side_batch,
+    "orpo": side_by_side_batch,
+    "kto": kto_batch,
+    "reward": reward_batch,
+}
 found = {}
 for name, settings in job["cases"].items():
     kind = settings.pop("trainer")
     config, trainer = CLASSES[kind]
-    model, reference = (
-        AutoModelForCausalLM.from_pretrained(job[who], dtype=torch.float32) for who in ("policy", "reference")
-    )
+    if kind == "reward":
+        model = AutoModelForSequenceClassification.from_pretrained(job["reward"], dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(job["reference"], dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         made = trainer(
             model=model,
             args=config(folder, use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False, **settings),
-            train_dataset=text,
-            processing_class=tokenizer,
-            **({"ref_model": reference} if kind == "dpo" else {}),
+            train_dataset=judged if kind == "kto" else text,
+            processing_class=AutoTokenizer.from_pretrained(job["reward"]) if kind == "reward" else tokenizer,
+            **({"ref_model": reference} if kind in ("dpo", "kto") else {}),
         )
         if kind == "orpo":  # without its NLL term, which TRL takes over the prompt too
             forward = made.concatenated_forward
             made.concatenated_forward = lambda *given, forward=forward: (*forward(*given)[:4], torch.zeros(()))
         model.train()
-        loss = made.compute_loss(made.model, dpo_batch() if kind == "dpo" else side_by_side_batch())
+        loss = made.compute_loss(made.model, BATCHES[kind]())
         loss.backward()
     file = str(Path(job["folder"]) / f"{name}.safetensors")
     save_file({key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}, file)

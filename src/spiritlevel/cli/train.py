@@ -77,7 +77,6 @@ ROLLOUTS: Options = {
     ),
     "epochs": (int, typer.Option(1, min=1, help="Passes over an iteration's replies.")),
     "batch_size": (int, typer.Option(8, min=1, help="Prompts per optimiser step, with all their replies.")),
-    "engine": (str, typer.Option("in-process", help="Where replies are drawn: in-process, or vllm:URL.")),
 }
 
 # The options that all methods have.

@@ -12,7 +12,7 @@ from spiritlevel.errors import SpiritLevelError
 
 if TYPE_CHECKING:
     from spiritlevel.chat import Chat
-    from spiritlevel.models import LocalModel, RolloutEngine
+    from spiritlevel.models import LocalModel
     from spiritlevel.train import LoraSettings, RewardSource, StepMetrics, TrainConfig
 
 CHARTER_SUFFIXES = (".yaml", ".yml")
@@ -72,11 +72,10 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
         iterations=given.iterations, prompts=given.prompts_each, samples=given.samples,
         max_new_tokens=given.max_new_tokens, temperature=given.temperature, unfinished_reward=given.unfinished_reward,
     )  # fmt: skip
-    engine = _engine(given, policy)
     progress = TerminalProgress()
     with progress.stage(f"train {method}"):
         train_online(
-            policy, objective, chats, reward, online, _settings(given), given.out, engine=engine,
+            policy, objective, chats, reward, online, _settings(given), given.out,
             on_step=_watch(progress, given),
         )  # fmt: skip
     if isinstance(policy, ActorCritic):
@@ -134,14 +133,6 @@ def _reward(spec: str, base: LocalModel) -> RewardSource:
     if path.is_dir():
         return model_reward(open_reward_model(path), policy=base)
     return function_reward(load_function(spec), name=spec)
-
-
-def _engine(given: SimpleNamespace, policy: LocalModel) -> RolloutEngine | None:
-    if given.engine == "in-process":
-        return None
-    raise SpiritLevelError(
-        f"there is no engine {given.engine!r}", where="--engine", remedy="Choose in-process, or vllm:URL."
-    )
 
 
 def _say_what_was_written(given: SimpleNamespace, *, chat: bool) -> None:
