@@ -14,9 +14,11 @@ from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks.lint import require_sound
+from spiritlevel.cli.data_best_of_n import best_of_n
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
 app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
+app.command("best-of-n")(best_of_n)
 
 
 @app.command()

@@ -56,6 +56,13 @@ RECORDS: Options = {
     "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
 }
 
+VALIDATION: Options = {
+    "validation": (
+        Path | None,
+        typer.Option(None, "--validation", help="Pairs to judge it by: accuracy, length bias, calibration."),
+    ),
+}
+
 # The options of methods that learn from rollouts.
 ROLLOUTS: Options = {
     "prompts": (
@@ -181,8 +188,11 @@ METHODS = {
     "sft": _on_records(
         "Supervised fine-tuning on demonstrations or chosen replies; the loss is on completion tokens only."
     ),
-    "reward": _on_records(
-        "A reward model from pairs or rankings (Bradley-Terry; arXiv:2009.01325, arXiv:2203.02155).", centre_weight=0.0
+    "reward": Method(
+        "A reward model from pairs or rankings (Bradley-Terry; arXiv:2009.01325, arXiv:2203.02155).",
+        {"centre_weight": 0.0},
+        RECORDS | VALIDATION,
+        train_on_records,
     ),
     "dpo": _on_pairs(
         "Direct Preference Optimization (arXiv:2305.18290), with an NLL term on the chosen replies (arXiv:2404.19733).",

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from spiritlevel.cli.terminal import TerminalProgress, err
+from rich.markup import escape
+from rich.table import Table
+
+from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
 if TYPE_CHECKING:
     from spiritlevel.chat import Chat
-    from spiritlevel.models import LocalModel
+    from spiritlevel.models import LocalModel, RewardModel
     from spiritlevel.train import LoraSettings, RewardSource, StepMetrics, TrainConfig
 
 CHARTER_SUFFIXES = (".yaml", ".yml")
@@ -42,6 +45,7 @@ def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -
         with progress.stage("normalise rewards", len(forks)) as advance:
             rewards = student.rewards(forks, token_budget=given.token_budget, on_progress=advance)
         student.normalise([reward for of_prompt in rewards for reward in of_prompt])
+        _judge_reward_model(student, given, progress)
     save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
     _say_what_was_written(given, chat=method != "reward")
 
@@ -60,11 +64,11 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
     if method == "grpo":
         own = own | {"max_new_tokens": given.max_new_tokens}
     objective = ONLINE[method](**own)
-    chats = _chats(given.prompts)
+    chats = read_chats(given.prompts)
     base = open_local(given.model)
     longest = max(chats, key=lambda chat: len(base.prompt_tokens(chat)))
     verify_engine(base.model, base.fork(longest, ["Yes.", "No."]), pad_token=base.pad_token)
-    reward = _reward(given.reward, base)
+    reward = open_reward(given.reward, base)
     policy = add_lora(base, _lora(given), seed=given.seed)
     if objective.needs_values:
         policy = ActorCritic.on(policy, _lora(given), seed=given.seed + 1)
@@ -82,6 +86,27 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
         policy = policy.without_critic()
     save_trained(policy, given.out / "model", form="merged" if given.merge else "adapter")
     _say_what_was_written(given, chat=True)
+
+
+def _judge_reward_model(model: RewardModel, given: SimpleNamespace, progress: TerminalProgress) -> None:
+    """How good it is on the pairs of `--validation`: a table, and `quality.json` beside the model."""
+    if given.validation is None:
+        return
+    from spiritlevel.data import read_preferences
+    from spiritlevel.store import write_json
+    from spiritlevel.train import reward_quality
+
+    records = read_preferences(given.validation)
+    with progress.stage("judge the reward model", len(records)) as advance:
+        quality = reward_quality(model, records, token_budget=given.token_budget, on_progress=advance)
+    write_json(given.out / "quality.json", quality.as_json())
+    table = Table("on held-out pairs", "", title=f"{quality.accuracy.n} pairs of {escape(str(given.validation))}")
+    for name, rate in (("accuracy", quality.accuracy), ("accuracy of the longer reply", quality.length_accuracy)):
+        table.add_row(name, f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})")
+    table.add_row("expected calibration error", f"{quality.calibration_error:.3f}")
+    table.add_row("Brier score", f"{quality.brier:.3f}")
+    table.add_row("rank correlation of reward and length", f"{quality.length_correlation:+.2f}")
+    out.print(table)
 
 
 def _check(given: SimpleNamespace) -> None:
@@ -111,7 +136,7 @@ def _lora(given: SimpleNamespace) -> LoraSettings:
     return LoraSettings(given.rank, given.alpha or usual, modules, given.lora)
 
 
-def _chats(source: Path) -> list[Chat]:
+def read_chats(source: Path) -> list[Chat]:
     """The prompts of a file of records of any kind, or of a charter's train probes."""
     from spiritlevel.charter import load_charter, read_probes
     from spiritlevel.chat import user
@@ -122,7 +147,7 @@ def _chats(source: Path) -> list[Chat]:
     return read_prompts(source)
 
 
-def _reward(spec: str, base: LocalModel) -> RewardSource:
+def open_reward(spec: str, base: LocalModel) -> RewardSource:
     from spiritlevel.charter import load_charter
     from spiritlevel.models import open_reward_model
     from spiritlevel.train import charter_reward, function_reward, load_function, model_reward

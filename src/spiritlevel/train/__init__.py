@@ -2,7 +2,7 @@
 
 from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, save_trained
-from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, draw_rewarded
+from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, best_records, draw_rewarded
 from spiritlevel.train.loop import train
 from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Example, Objective, RecordObjective, Window
@@ -27,6 +27,7 @@ from spiritlevel.train.objectives import (
 )
 from spiritlevel.train.online import OnlineConfig, train_online
 from spiritlevel.train.prepare import prepare_examples
+from spiritlevel.train.reward_quality import RewardQuality, calibration_error, reward_quality
 from spiritlevel.train.rewards import (
     Answered,
     RewardSource,
@@ -62,6 +63,7 @@ __all__ = [
     "Pairwise",
     "RecordObjective",
     "Reward",
+    "RewardQuality",
     "RewardSource",
     "RobustDPO",
     "SimPO",
@@ -71,6 +73,8 @@ __all__ = [
     "add_lora",
     "best_of_n_kl",
     "best_of_n_value",
+    "best_records",
+    "calibration_error",
     "charter_reward",
     "draw_rewarded",
     "function_reward",
@@ -78,6 +82,7 @@ __all__ = [
     "merge_adapter",
     "model_reward",
     "prepare_examples",
+    "reward_quality",
     "save_trained",
     "train",
     "train_online",

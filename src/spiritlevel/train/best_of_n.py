@@ -8,6 +8,7 @@ from math import comb, log
 import numpy as np
 
 from spiritlevel.chat import Chat
+from spiritlevel.data import Demonstration, Preference
 from spiritlevel.errors import check_setting
 from spiritlevel.models import Fork, InProcess, LocalModel, Sampling
 from spiritlevel.train.rewards import Answered, RewardSource
@@ -63,3 +64,35 @@ def draw_rewarded(
         ]
         found.append(sorted(zip(answered, reward(answered), strict=True), key=lambda pair: -pair[1]))
     return found
+
+
+def best_records(
+    drawn: Sequence[Sequence[tuple[Answered, float]]],
+    *,
+    pairs: bool = False,
+    at_least: float | None = None,
+    author: str,
+    reward: str,
+) -> list[Demonstration] | list[Preference]:
+    """What `draw_rewarded` found as records to train on: the best reply of each prompt, or (best > worst).
+
+    A prompt whose best reply is empty or does not reach `at_least` gives none, nor, for a pair, one whose replies are
+    the same text or have the same reward. provenance: the rewards and their source.
+    """
+    told = {"author": author, "source": "sampled"}
+    demonstrations: list[Demonstration] = []
+    preferences: list[Preference] = []
+    for replies in drawn:
+        (best, high), (worst, low) = replies[0], replies[-1]
+        if not best.reply or (at_least is not None and high < at_least):
+            continue
+        provenance = {"reward": reward, "of": len(replies), "best": high, "worst": low}
+        if not pairs:
+            demonstrations.append(
+                Demonstration.of(best.chat, best.reply, finished=best.finished, provenance=provenance, **told)
+            )
+        elif worst.reply and worst.reply != best.reply and high > low:
+            row = {"prompt": best.chat, "chosen": best.reply, "rejected": worst.reply, "provenance": provenance}
+            ends = {"chosen_finished": best.finished, "rejected_finished": worst.finished}
+            preferences.append(Preference.model_validate(row | ends | told))
+    return preferences if pairs else demonstrations
