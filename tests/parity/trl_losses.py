@@ -1,9 +1,9 @@
 """TRL's losses and gradients on given token ids, in TRL's own environment.
 
 Reads a job as JSON on stdin: {"policy": DIR, "reference": DIR, "reward": DIR, "pairs": [[prompt, chosen, rejected],
-...] as token ids, "others": for each chosen and then each rejected reply one to another prompt, "cases": {name: {"trainer":
-"dpo" | "cpo" | "orpo" | "kto" | "reward", ...settings}}}; writes {name: {"loss": x, "gradient": FILE}} on stdout, each
-gradient a safetensors file in the job's "folder".
+...] as token ids, "others": for each chosen and then each rejected reply one to another prompt, "cases": {name:
+{"trainer": "dpo" | "cpo" | "orpo" | "kto" | "reward", ...settings}}}; writes {name: {"loss": x, "gradient": FILE}} on
+stdout, each gradient a safetensors file in the job's "folder".
 """
 
 import json

@@ -32,12 +32,8 @@ class RewardQuality:
     length_correlation: float
 
     def as_json(self) -> dict[str, Any]:
-        rates = {
-            name: rate | {"value": rate["hits"] / rate["n"]}
-            for name, rate in asdict(self).items()
-            if isinstance(rate, dict)
-        }
-        return asdict(self) | rates
+        rates = {"accuracy": self.accuracy, "length_accuracy": self.length_accuracy}
+        return asdict(self) | {name: asdict(rate) | {"value": rate.value} for name, rate in rates.items()}
 
 
 def reward_quality(
