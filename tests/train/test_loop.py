@@ -35,7 +35,6 @@ from spiritlevel.train import (
     train,
 )
 from spiritlevel.train import prepare as prepare_module
-from spiritlevel.train import step as step_module
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.objective import Metrics
 from spiritlevel.train.optimizer import MasterAdamW
@@ -324,13 +323,6 @@ def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> N
     with pytest.raises(SpiritLevelError, match=rf"{name} is {value}") as told:
         replace(CONFIG, **{name: value})
     assert told.value.remedy
-
-
-def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module.Accelerator, "num_processes", 2)
-    with pytest.raises(SpiritLevelError, match="training runs on one process so far, and there are 2"):
-        train(student(), PREFER, EXAMPLES, CONFIG, tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_example_that_is_too_long_is_an_error_with_counts(tmp_path: Path) -> None:

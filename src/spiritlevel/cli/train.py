@@ -54,6 +54,7 @@ RECORDS: Options = {
     ),
     "epochs": (int, typer.Option(3, min=1, help="Passes over the data.")),
     "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
+    "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share every step.")),
 }
 
 VALIDATION: Options = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +26,10 @@ CHARTER_SUFFIXES = (".yaml", ".yml")
 def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
     """given: the options of `RECORDS` and `COMMON` in `cli/train.py`; own: the objective's."""
     _check(given)
+    if given.processes > 1 and "WORLD_SIZE" not in os.environ:
+        _start_processes(given.processes)
+    from accelerate import PartialState
+
     from spiritlevel.data import read_records
     from spiritlevel.models import RewardModel, open_local
     from spiritlevel.store import ContentStore
@@ -46,8 +52,9 @@ def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -
             rewards = student.rewards(forks, token_budget=given.token_budget, on_progress=advance)
         student.normalise([reward for of_prompt in rewards for reward in of_prompt])
         _judge_reward_model(student, given, progress)
-    save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
-    _say_what_was_written(given, chat=method != "reward")
+    if PartialState().is_main_process:
+        save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
+        _say_what_was_written(given, chat=method != "reward")
 
 
 def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
@@ -86,6 +93,12 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
         policy = policy.without_critic()
     save_trained(policy, given.out / "model", form="merged" if given.merge else "adapter")
     _say_what_was_written(given, chat=True)
+
+
+def _start_processes(count: int) -> NoReturn:
+    """Call this command again in so many processes, which find each other by what torchrun tells them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "spiritlevel", *sys.argv[1:]])
 
 
 def _judge_reward_model(model: RewardModel, given: SimpleNamespace, progress: TerminalProgress) -> None:

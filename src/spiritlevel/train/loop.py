@@ -29,7 +29,8 @@ def train(
 
     `folder` keeps `metrics.jsonl` and one checkpoint; a call with the same arguments after a kill goes on
     from it and ends with the same weights, bit for bit on the same machine (if "auto" found checkpointing needed for
-    one of the two calls and not for the other: to rounding).
+    one of the two calls and not for the other: to rounding). Of several processes all train, and the first tells and
+    keeps.
     """
     _check_lengths([example.fork.length for example in examples], config)
     kinds = [example.kind for example in examples]
@@ -50,6 +51,8 @@ def train(
             metrics = stepper.step(number, [examples[index] for index in schedule[number]])
             history.append(metrics | {"epoch": (number + 1) * config.epochs / len(schedule)})
             stop_if_diverged(history[-1], folder)
+            if not stepper.accelerator.is_main_process:
+                continue
             if on_step is not None:
                 on_step(history[-1])
             if time.monotonic() - saved_at >= config.save_seconds or number + 1 == len(schedule):

@@ -78,6 +78,11 @@ def train_online(
     model.temperature = online.temperature
     steps = config.epochs * -(-online.prompts // config.batch_size)
     stepper = Stepper(model, objective, config, online.iterations * steps)
+    if stepper.accelerator.num_processes > 1:
+        raise SpiritLevelError(
+            f"learning from rollouts runs on one process so far, and there are {stepper.accelerator.num_processes}",
+            remedy="Leave --processes out.",
+        )
     mark = fingerprint(objective, [prompts, repr(online)], config, model)
     history = load_checkpoint(folder, mark, stepper.optimizer)
     engine = engine or InProcess(model)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from accelerate import PartialState
+
 from spiritlevel.models import LocalModel, plan_batches, score_forks, verify_engine
 from spiritlevel.store import ContentStore, compute_missing, digest_json
 from spiritlevel.train.objective import Example, RecordObjective
@@ -22,8 +24,21 @@ def prepare_examples(
 ) -> list[Example]:
     """Forks of all records and, where the objective needs them, their reference log-probabilities.
 
-    The reference is `model` as it is now: call this before it gets an adapter or is trained.
+    The reference is `model` as it is now: call this before it gets an adapter or is trained. Of several processes the
+    first computes and the others read what it has kept.
     """
+    with PartialState(cpu=model.device.type == "cpu").main_process_first():
+        return _prepare(model, objective, records, store, token_budget, on_progress)
+
+
+def _prepare(
+    model: LocalModel,
+    objective: RecordObjective,
+    records: Sequence[Any],
+    store: ContentStore,
+    token_budget: int,
+    on_progress: Callable[[int], None] | None,
+) -> list[Example]:
     examples = objective.examples(records, model)
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
     verify_engine(model.model, max((e.fork for e in examples), key=lambda fork: fork.length), pad_token=model.pad_token)

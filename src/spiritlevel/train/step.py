@@ -18,6 +18,7 @@ from spiritlevel.models import LocalModel, plan_batches
 from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Objective
 from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
+from spiritlevel.train.processes import share, sum_gradients, sum_metrics
 
 StepMetrics = dict[str, float]
 
@@ -59,11 +60,6 @@ class Stepper:
 
     def __init__(self, model: LocalModel, objective: Objective, config: TrainConfig, steps: int) -> None:
         self.accelerator = Accelerator(cpu=model.device.type == "cpu")
-        if self.accelerator.num_processes > 1:
-            raise SpiritLevelError(
-                f"training runs on one process so far, and there are {self.accelerator.num_processes}",
-                remedy="Start it by `spiritlevel` or `python`, not by `accelerate launch` or `torchrun`.",
-            )
         self.model, self.objective, self.config, self.steps = model, objective, config, steps
         self.optimizer = MasterAdamW(
             model.model.parameters(), weight_decay=config.weight_decay, eps=objective.adam_epsilon
@@ -76,8 +72,9 @@ class Stepper:
         config, objective = self.config, self.objective
         window = objective.window(self.model, batch)
         metrics: dict[str, torch.Tensor] = {}
-        for part in plan_batches([example.fork.length for example in batch], config.token_budget):
-            micro = [batch[index] for index in part]
+        mine = share(batch, self.accelerator)
+        for part in plan_batches([example.fork.length for example in mine], config.token_budget):
+            micro = [mine[index] for index in part]
             scores = self.model.score([example.fork for example in micro])
             loss, more = objective.loss(scores, micro, window)
             self.accelerator.backward(loss)
@@ -86,12 +83,13 @@ class Stepper:
         rate = learning_rate(
             number, self.steps, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
         )
+        sum_gradients(self.optimizer.parameters, self.accelerator)
         norm = self.optimizer.step(rate, config.max_grad_norm)
         seconds = time.monotonic() - started
         return {
             "step": number + 1,
             "steps": self.steps,
-            **{name: float(value) for name, value in metrics.items()},
+            **sum_metrics({name: float(value) for name, value in metrics.items()}, self.accelerator),
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens_per_second": sum(example.fork.length for example in batch) / seconds,
