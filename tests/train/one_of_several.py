@@ -1,5 +1,6 @@
 """A small training, alone or as one process of several. Called by test_processes.py with a folder and a method."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from spiritlevel.train import OBJECTIVES, LoraSettings, TrainConfig, add_lora, p
 from tiny import save_model
 
 folder, method = Path(sys.argv[1]), sys.argv[2]
-base = open_local(str(save_model(folder / f"tiny-{torch.initial_seed()}", dtype=torch.float32)), dtype="float32")
+base = open_local(str(save_model(folder / f"tiny-{os.environ.get('RANK', 0)}", dtype=torch.float32)), dtype="float32")
 words = ["the", "user", "in", "on", "hello", "as", "a", "and"]
 records = [
     Preference.of(f"hello {words[n % 8]} {n}", " ".join(words[: 1 + n % 5]), " ".join(words[n % 4 :]))

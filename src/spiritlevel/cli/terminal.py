@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -41,9 +42,12 @@ class SafeConsole(Console):
         return super()._render_buffer(safe)
 
 
+# Of several processes that train together only the first speaks.
+_SILENT = os.environ.get("RANK", "0") != "0"
+
 # Results go to stdout; progress and errors to stderr, so that `--json` can be piped.
-out = SafeConsole(highlight=False)
-err = SafeConsole(stderr=True, highlight=False)
+out = SafeConsole(highlight=False, quiet=_SILENT)
+err = SafeConsole(stderr=True, highlight=False, quiet=_SILENT)
 
 
 # A mistake in the input or the machine: not a code that a verdict has.

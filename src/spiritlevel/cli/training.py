@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from spiritlevel.cli.processes import call_again_in
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
@@ -27,7 +27,7 @@ def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -
     """given: the options of `RECORDS` and `COMMON` in `cli/train.py`; own: the objective's."""
     _check(given)
     if given.processes > 1 and "WORLD_SIZE" not in os.environ:
-        _start_processes(given.processes)
+        call_again_in(given.processes)
     from accelerate import PartialState
 
     from spiritlevel.data import read_records
@@ -93,12 +93,6 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
         policy = policy.without_critic()
     save_trained(policy, given.out / "model", form="merged" if given.merge else "adapter")
     _say_what_was_written(given, chat=True)
-
-
-def _start_processes(count: int) -> NoReturn:
-    """Call this command again in so many processes, which find each other by what torchrun tells them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "spiritlevel", *sys.argv[1:]])
 
 
 def _judge_reward_model(model: RewardModel, given: SimpleNamespace, progress: TerminalProgress) -> None:

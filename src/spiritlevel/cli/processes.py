@@ -1,0 +1,39 @@
+"""Calling this command in several processes that train together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+
+def call_again_in(count: int) -> NoReturn:
+    """Run this very command in so many processes on this machine, and leave with the first exit code that is not 0.
+
+    They find each other by the variables that torchrun sets too. When one fails, the others are stopped: they would wait
+    for it forever.
+    """
+    shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-m", "spiritlevel", *sys.argv[1:]]
+    children = [
+        subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+    try:
+        while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+            time.sleep(0.1)
+    finally:
+        codes = [child.poll() for child in children]
+        for child in children:
+            child.terminate()
+            child.wait()
+    sys.exit(next((code for code in codes if code), 0))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
