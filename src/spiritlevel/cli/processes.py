@@ -13,8 +13,8 @@ from typing import NoReturn
 def call_again_in(count: int) -> NoReturn:
     """Run this very command in so many processes on this machine, and leave with the first exit code that is not 0.
 
-    They find each other by the variables that torchrun sets too. When one fails, the others are stopped: they would wait
-    for it forever.
+    They find each other by the variables that torchrun sets too. When one fails, the others are stopped: they would
+    wait for it forever.
     """
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     command = [sys.executable, "-m", "spiritlevel", *sys.argv[1:]]
