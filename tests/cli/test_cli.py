@@ -94,6 +94,7 @@ def test_these_are_the_verbs(spiritlevel: Run) -> None:
         "data",
         "train",
         "chat",
+        "doctor",
         "model",
     }
     assert spiritlevel("--version") == (0, f"{__version__}\n", "")

@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import align, charter, chat, data, evaluate, model, train
+from spiritlevel.cli import align, charter, chat, data, doctor, evaluate, model, train
 from spiritlevel.cli.terminal import ERROR, fail
 from spiritlevel.errors import SpiritLevelError
 
@@ -40,6 +40,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("chat")(chat.chat)
 app.add_typer(model.app, name="model")
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
