@@ -1,4 +1,4 @@
-"""spiritlevel data: make, check and convert preference data."""
+"""spiritlevel data: make, check and convert training data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks.lint import require_sound
+from spiritlevel.cli import data_documents
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
-app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
+app = typer.Typer(help="Make, check and convert training data.", no_args_is_help=True)
+app.command("from-docs")(data_documents.from_docs)
 
 
 @app.command()
