@@ -1,4 +1,4 @@
-"""spiritlevel data: make, check and convert preference data."""
+"""spiritlevel data: make, check and convert training data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks.lint import require_sound
-from spiritlevel.cli.data_best_of_n import best_of_n
+from spiritlevel.cli import data_best_of_n, data_curation, data_documents
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
-app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
-app.command("best-of-n")(best_of_n)
+app = typer.Typer(help="Make, check, clean and convert training data.", no_args_is_help=True)
+app.command("from-docs")(data_documents.from_docs)
+app.command("best-of-n")(data_best_of_n.best_of_n)
+app.command("curate")(data_curation.curate)
+app.command("report")(data_curation.report)
 
 
 @app.command()

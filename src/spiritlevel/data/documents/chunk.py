@@ -15,14 +15,14 @@ _SIGNS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGNS}]|[^\s{_SIGNS}]{{1,24}}")
 _BLANK_LINE, _LINE, _SPACE = re.compile(r"\n[ \t]*\n"), re.compile(r"\n"), re.compile(r"\s+")
 # The end of a sentence, not of "e.g." or "No. 5": a capital, a digit or a mark follows.
-_SENTENCE = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\b(?:No|Mr|Ms|Dr|cf|vs)\.)[\"')\]*_]*\s+(?=[\"'(\[*_`A-ZÀ-Þ0-9])|(?<=[。！？])"
+SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\b(?:[Nn]o|Mr|Ms|Dr|cf|vs)\.)[\"')\]*_]*\s+(?=[\"'(\[*_`A-ZÀ-Þ0-9])|(?<=[。！？])"
 )
 _CUTS = {
     "code": (_BLANK_LINE, _LINE, _SPACE, _WORD),
     "table": (_LINE, _SPACE, _WORD),
 }
-_PROSE_CUTS = (_BLANK_LINE, _SENTENCE, _LINE, _SPACE, _WORD)
+_PROSE_CUTS = (_BLANK_LINE, SENTENCE_END, _LINE, _SPACE, _WORD)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ def _sections(document: Document) -> Iterator[tuple[tuple[str, ...], list[Block]
             if any(other.kind != "heading" for other in section):
                 yield tuple(words for _, words in path), section
                 section = []
-            path = [(level, words) for level, words in path if level < block.level] + [(block.level, block.words)]
+            path = [(level, words) for level, words in path if level < block.level]
+            if path and path[-1][1].endswith("?") and block.words.endswith("?"):
+                path.pop()  # one question is not part of another
+            path.append((block.level, block.words))
         section.append(block)
     if section:
         yield tuple(words for _, words in path), section

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
+
+
+class UnreadableError(Exception):
+    """Why a file gives no text; the file is then passed over."""
+
 
 BlockKind = Literal["heading", "paragraph", "item", "table", "code", "markup"]
 
@@ -19,6 +26,16 @@ class Block:
     start: int
     end: int
     place: int
+    level: int = 0
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A line, from 0, on which a block begins."""
+
+    line: int
+    kind: BlockKind
     level: int = 0
     words: str = ""
 
@@ -50,3 +67,16 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     body = text[start:end]
     blank = body[: len(body) - len(body.lstrip())]
     return start + blank.rfind("\n") + 1, end
+
+
+def blocks_between(text: str, starts: Sequence[Start]) -> list[Block]:
+    """Blocks from one start to the next, so that they cover all from the first on; what is blank is none."""
+    offsets = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+    limits = [*(offsets[start.line] for start in starts[1:]), len(text)]
+    blocks = []
+    for begin, limit in zip(starts, limits, strict=False):
+        start, end = trimmed(text, offsets[begin.line], limit)
+        if start < end:
+            line = text.count("\n", offsets[begin.line], start) + begin.line + 1
+            blocks.append(Block(begin.kind, start, end, line, begin.level, begin.words))
+    return blocks

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from spiritlevel.data.documents.document import Block, BlockKind, trimmed
+from spiritlevel.data.documents.document import Block, BlockKind, Start, blocks_between
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_LONGEST = 5000  # of what is parsed for inline markup: hostile nesting takes quadratic time
 _QUESTION_LEVEL = 7  # below all of Markdown's own
 # Only block structure is parsed: inline markup of a whole document would cost most of the time, for nothing.
 _BLOCKS = MarkdownIt("commonmark").enable("table").disable(["inline", "text_join"])
@@ -25,16 +25,6 @@ _KINDS: dict[str, BlockKind] = {
     "html_block": "markup",
     "hr": "markup",
 }
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The line, from 0, on which a block starts."""
-
-    line: int
-    kind: BlockKind
-    level: int = 0
-    words: str = ""
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
@@ -56,24 +46,17 @@ def markdown_blocks(text: str) -> list[Block]:
     """Blocks from one start to the next, so that they cover the whole text."""
     starts = list(_starts(_BLOCKS.parse(text)))
     if not starts:
-        starts = [_Start(0, "paragraph")]
+        starts = [Start(0, "paragraph")]
     if starts[0].line > 0:
-        starts.insert(0, _Start(0, "markup"))  # what shows nowhere: the targets of links
-    offsets = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    ends = [*(offsets[start.line] for start in starts[1:]), len(text)]
-    blocks = []
-    for begin, limit in zip(starts, ends, strict=True):
-        start, end = trimmed(text, offsets[begin.line], limit)
-        if start < end:
-            line = text.count("\n", offsets[begin.line], start) + begin.line + 1
-            blocks.append(Block(begin.kind, start, end, line, begin.level, begin.words))
-    return blocks
+        starts.insert(0, Start(0, "markup"))  # what shows nowhere: the targets of links
+    return blocks_between(text, starts)
 
 
-def _starts(tokens: list[Token]) -> Iterator[_Start]:
+def _starts(tokens: list[Token]) -> Iterator[Start]:
     """Each line that starts a block, once; what lies deeper in a list or a quotation stands for itself."""
     last, item = -1, None
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in pairwise([*tokens, None]):
+        assert token is not None
         if token.type == "list_item_open":
             item = token.map[0] if token.map else None
             continue
@@ -83,31 +66,30 @@ def _starts(tokens: list[Token]) -> Iterator[_Start]:
             yield start
         if token.type != "inline":
             item = None
-    return
 
 
-def _start(token: Token, following: Token | None, item: int | None) -> _Start | None:
+def _start(token: Token, following: Token | None, item: int | None) -> Start | None:
     """item: the line of the list item whose first block this is, if it is."""
     if token.map is None:
         return None
     line = token.map[0] if item is None else item
     if token.type in _KINDS:
-        return _Start(line, _KINDS[token.type])
+        return Start(line, _KINDS[token.type])
     if token.type not in ("heading_open", "paragraph_open"):
         return None
     content = following.content if following is not None and following.type == "inline" else ""
     if token.type == "heading_open" and token.level == 0:
-        return _Start(line, "heading", int(token.tag[1:]), plain_words(content))
+        return Start(line, "heading", int(token.tag[1:]), plain_words(content))
     if item is not None:
-        return _Start(line, "item")
+        return Start(line, "item")
     if token.level == 0 and (question := _bold_question(content)):
-        return _Start(line, "heading", _QUESTION_LEVEL, question)
-    return _Start(line, "paragraph")
+        return Start(line, "heading", _QUESTION_LEVEL, question)
+    return Start(line, "paragraph")
 
 
 def plain_words(content: str) -> str:
     """One line of Markdown without its markup."""
-    (inline,) = _INLINE.parseInline(content)
+    (inline,) = _INLINE.parseInline(content[:_LONGEST])
     words = []
     for token in inline.children or []:
         if token.type in ("text", "code_inline", "image"):

@@ -12,17 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from spiritlevel.data.documents.document import Block
+from spiritlevel.data.documents.document import Block, UnreadableError
 from spiritlevel.data.documents.plain import BULLET, plain_blocks
 from spiritlevel.errors import SpiritLevelError
 
 _NEED = "pip install 'spiritlevel[documents]', or convert it to text."
 _FULL_LINE = 0.7  # of the widest; a shorter one that ends a sentence ends its paragraph
+_NO_TITLE = re.compile(r"untitled.*|microsoft \w+ - .*|.*\.(docx?|pptx?|xlsx?|odt|indd|tex|dvi|pdf)", re.IGNORECASE)
 _NUMBERED = re.compile(r"\d{1,3}(\.\d{1,3})+\.?\s+[A-Z][^.]*")
-
-
-class Unreadable(Exception):
-    """Why a document gives no text."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,17 @@ def require_pdf() -> None:
 
 
 def read_pdf(data: bytes) -> PdfText:
-    """Raises Unreadable if it is encrypted, damaged or nothing but pictures."""
+    """Raises UnreadableError if it is encrypted, damaged or nothing but pictures."""
     from pypdf.errors import PyPdfError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every small fault that it mends
     try:
         return _read(data)
-    except Unreadable:
+    except UnreadableError:
         raise
     except (PyPdfError, Exception) as error:  # a hostile or torn file makes the parser raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"damaged PDF: {reason[:120]}") from None
+        raise UnreadableError(f"damaged PDF: {reason[:120]}") from None
 
 
 def _read(data: bytes) -> PdfText:
@@ -62,28 +59,29 @@ def _read(data: bytes) -> PdfText:
     reader = PdfReader(io.BytesIO(data))
     try:
         if reader.is_encrypted and not reader.decrypt(""):  # many only forbid printing
-            raise Unreadable("encrypted: save it without its password")
+            raise UnreadableError("encrypted: save it without its password")
     except DependencyError:
-        raise Unreadable("encrypted: save it without its password") from None
+        raise UnreadableError("encrypted: save it without its password") from None
     outline = {words.casefold(): level for words, level in _outline(reader.outline, 1)}
-    sheets = [_whole_characters(page.extract_text()).split("\n") for page in reader.pages]
+    sheets = [_lines(page.extract_text()) for page in reader.pages]
     running = _running_lines(sheets)
-    pages = [
-        "\n\n".join(_paragraphs([line for line in sheet if _key(line) not in running], outline)) for sheet in sheets
-    ]
+    sheets = [[line for line in sheet if _key(line) not in running] for sheet in sheets]
+    pages = ["\n\n".join(_paragraphs(sheet, outline)) for sheet in sheets]
     blank = sum(not page.strip() for page in pages)
     if blank == len(pages):
-        raise Unreadable("no text on any page: scanned pages need optical character recognition first")
+        raise UnreadableError("no text on any page: scanned pages need optical character recognition first")
     text = "\n\n".join(pages)
     starts = [0, *accumulate(len(page) + 2 for page in pages)]
     blocks = [replace(block, place=bisect_right(starts, block.start)) for block in plain_blocks(text, outline)]
     title = (reader.metadata.title or "").strip() if reader.metadata else ""
+    title = "" if _NO_TITLE.fullmatch(title) else title
     return PdfText(title, text, blocks, f"{blank} of {len(pages)} pages hold no text" if blank else "")
 
 
-def _whole_characters(text: str) -> str:
-    """Halves of characters joined, and what is none replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\r\n", "\n").replace("\r", "\n")
+def _lines(text: str) -> list[str]:
+    """Those of a page, without blank ones in front and behind; halves of characters are joined, or replaced."""
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole.replace("\r\n", "\n").replace("\r", "\n").strip().split("\n")
 
 
 def _outline(entries: list[Any], level: int) -> Iterator[tuple[str, int]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 
-from spiritlevel.data.documents.document import Block, BlockKind, trimmed
+from spiritlevel.data.documents.document import Block, Start, blocks_between
 
 BULLET = re.compile(r"\s*(?:[-*•‣–o]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+\S")
 _UNDERLINE = re.compile(r"([=\-~^\"'`*+#:.])\1{2,}\s*")
@@ -16,36 +15,26 @@ _MOST_HEADING_WORDS, _QUESTION_LEVEL = 12, 7
 
 def plain_blocks(text: str, outline: Mapping[str, int] | None = None) -> list[Block]:
     """Blocks in order, placed by line. outline: headings that are known, in lower case, with their levels."""
-    lines = text.split("\n")
-    offsets = [0, *accumulate(len(line) + 1 for line in lines)]
-    starts = list(_starts(lines, outline or {}))
-    ends = [*(offsets[line] for line, *_ in starts[1:]), len(text)]
-    blocks = []
-    for (line, kind, level, words), limit in zip(starts, ends, strict=True):
-        start, end = trimmed(text, offsets[line], limit)
-        if start < end:
-            blocks.append(Block(kind, start, end, text.count("\n", offsets[line], start) + line + 1, level, words))
-    return blocks
+    return blocks_between(text, list(_starts(text.split("\n"), outline or {})))
 
 
-def _starts(lines: list[str], outline: Mapping[str, int]) -> Iterator[tuple[int, BlockKind, int, str]]:
-    """(line from 0, kind, level, words of a heading) of each block."""
+def _starts(lines: list[str], outline: Mapping[str, int]) -> Iterator[Start]:
     marks: list[str] = []  # of underlines, the outermost first
     line, begun = 0, False
     while line < len(lines):
         heading = _heading(lines, line, outline, marks, after_blank=not begun)
         if heading is not None:
             level, words, height = heading
-            yield line, "heading", level, words
+            yield Start(line, "heading", level, words)
             line, begun = line + height, False
             continue
         if not lines[line].strip():
             begun = False
         elif BULLET.match(lines[line]):
-            yield line, "item", 0, ""
+            yield Start(line, "item")
             begun = True
         elif not begun:
-            yield line, "paragraph", 0, ""
+            yield Start(line, "paragraph")
             begun = True
         line += 1
 
@@ -79,6 +68,5 @@ def _heading(
 
 
 def _looks_like_a_sentence(words: str) -> bool:
-    return words.endswith((".", ",", ";", ":", "!")) or len(words.split()) > _MOST_HEADING_WORDS + 8 * words.endswith(
-        "?"
-    )
+    most = _MOST_HEADING_WORDS * (2 if words.endswith("?") else 1)
+    return words.endswith((".", ",", ";", ":", "!")) or len(words.split()) > most

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spiritlevel.data.documents.document import Document
+from spiritlevel.data.documents.document import Document, UnreadableError
 from spiritlevel.data.documents.markdown import markdown_blocks, split_front_matter
-from spiritlevel.data.documents.pdf import Unreadable, read_pdf, require_pdf
+from spiritlevel.data.documents.pdf import read_pdf, require_pdf
 from spiritlevel.data.documents.plain import plain_blocks
 from spiritlevel.data.documents.web import declared_encoding, read_html, require_html
 from spiritlevel.errors import SpiritLevelError
 
 _MARKDOWN, _PLAIN, _HTML, _PDF = {".md", ".markdown"}, {".txt", ".text", ".rst"}, {".html", ".htm", ".xhtml"}, {".pdf"}
 _KNOWN = _MARKDOWN | _PLAIN | _HTML | _PDF
-_MOST_BYTES = 32_000_000
+_MOST_BYTES, _LONGEST_TITLE = 32_000_000, 120
 _MARKS = [
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -74,7 +74,7 @@ def read_documents(
         name = _name(path, root)
         try:
             documents.append(read_document(path, name, encoding=encoding))
-        except Unreadable as reason:
+        except UnreadableError as reason:
             passed[name] = str(reason)
         except OSError as error:
             passed[name] = f"can't be read: {error.strerror}"
@@ -91,9 +91,9 @@ def read_documents(
 
 
 def read_document(path: Path, name: str, *, encoding: str | None = None) -> Document:
-    """Raises Unreadable, which says why, and OSError."""
+    """Raises UnreadableError, which says why, and OSError."""
     if path.stat().st_size > _MOST_BYTES:
-        raise Unreadable(f"larger than {_MOST_BYTES // 1_000_000} MB: split it")
+        raise UnreadableError(f"larger than {_MOST_BYTES // 1_000_000} MB: split it")
     data = path.read_bytes()
     suffix, note = path.suffix.lower(), ""
     if suffix in _PDF:
@@ -104,7 +104,7 @@ def read_document(path: Path, name: str, *, encoding: str | None = None) -> Docu
         try:
             title, text, blocks = read_html(source)
         except (RecursionError, ValueError, AssertionError) as error:  # the parsers' own, on what is no page
-            raise Unreadable(f"damaged HTML: {type(error).__name__}") from None
+            raise UnreadableError(f"damaged HTML: {type(error).__name__}") from None
     elif suffix in _MARKDOWN:
         title, text = split_front_matter(_decoded(data, encoding))
         blocks = markdown_blocks(text)
@@ -112,11 +112,12 @@ def read_document(path: Path, name: str, *, encoding: str | None = None) -> Docu
         title, text = "", _decoded(data, encoding)
         blocks = plain_blocks(text)
     if not text.strip():
-        raise Unreadable("empty")
+        raise UnreadableError("empty")
     heading = next((block.words for block in blocks if block.kind == "heading" and block.level == 1), "")
+    title = (heading if suffix in _HTML else "") or title or heading or _spoken(path.stem)
     return Document(
         name=name,
-        title=(heading if suffix in _HTML else "") or title or heading or _spoken(path.stem),
+        title=" ".join(title.split())[:_LONGEST_TITLE],
         text=text,
         blocks=tuple(blocks),
         digest=hashlib.sha256(data).hexdigest(),
@@ -141,17 +142,19 @@ def _decoded(data: bytes, other: str | None) -> str:
     """Text with line feeds. `other` is tried on what is neither marked nor UTF-8."""
     marked = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
     if marked is None and b"\0" in data:
-        raise Unreadable("binary")
+        raise UnreadableError("binary")
     try:
         text = data.decode(marked or "utf-8")
     except UnicodeDecodeError as error:
         if marked or other is None:
             line = data.count(b"\n", 0, error.start) + 1
-            raise Unreadable(f"not {marked or 'UTF-8'} (line {line}): name its --encoding, or convert it") from None
+            raise UnreadableError(
+                f"not {marked or 'UTF-8'} (line {line}): name its --encoding, or convert it"
+            ) from None
         try:
             text = data.decode(other)
         except (UnicodeDecodeError, LookupError):
-            raise Unreadable(f"neither UTF-8 nor {other}") from None
+            raise UnreadableError(f"neither UTF-8 nor {other}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
 
 
@@ -173,7 +176,9 @@ def _told_apart(documents: list[Document]) -> Iterator[Document]:
 
 
 def _name(path: Path, root: Path) -> str:
-    return path.name if path == root else path.relative_to(root).as_posix()
+    """Below `root`; bytes of a name that are no UTF-8 are shown as such."""
+    name = path.name if path == root else path.relative_to(root).as_posix()
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _spoken(stem: str) -> str:
