@@ -14,9 +14,12 @@ from rich.table import Table
 
 from spiritlevel.charter import load_charter, read_probes
 from spiritlevel.checks.lint import require_sound
+from spiritlevel.cli import data_curation
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 
 app = typer.Typer(help="Make, check and convert preference data.", no_args_is_help=True)
+app.command("curate")(data_curation.curate)
+app.command("report")(data_curation.report)
 
 
 @app.command()
