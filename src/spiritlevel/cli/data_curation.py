@@ -31,7 +31,7 @@ def curate(
     ),
     suite: list[Path] = typer.Option([], help="A file whose texts no row may give away; may be given several times."),
     forbid_identifiers: bool = typer.Option(
-        False, help="Drop rows that hold an e-mail address, an IBAN or another long number anywhere."
+        False, help="Drop rows that hold an e-mail address, an IBAN or a number of seven digits or more."
     ),
     language: str | None = typer.Option(None, help="Drop rows that are surely in another language, such as: en."),
     min_words: int = typer.Option(0, min=0, help="Drop rows whose chosen reply is shorter."),
@@ -91,9 +91,9 @@ def report(
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """What a file of training data holds, what training loses of it, and what is wrong with it."""
+    from spiritlevel.data.chat_template import open_tokenizer
     from spiritlevel.data.report import data_report
     from spiritlevel.data.report_page import print_report, render_html
-    from spiritlevel.data.report_template import open_tokenizer
     from spiritlevel.store import write_text
 
     tokenizer = None if model is None else open_tokenizer(model)
@@ -124,19 +124,16 @@ def _plain_filters(
     if language is not None:
         chosen.append(filters.other_language(language))
     if identifiers:
-        chosen.append(filters.identifying())
+        chosen.append(filters.holding(filters.identifiers))
     return chosen
 
 
 def _length(model: str | None) -> Callable[[TrlRow], int]:
-    """Of the prompt with the longer reply."""
-    from spiritlevel.data.report_template import end_of_turn, lay_out, open_tokenizer
+    from spiritlevel.data.chat_template import open_tokenizer
+    from spiritlevel.data.lengths import measure_by
 
-    if model is None:
-        return lambda row: len(row.prompt_text.split()) + max(len(reply.split()) for reply in row.replies.values())
-    tokenizer = open_tokenizer(model)
-    end_token = end_of_turn(tokenizer)
-    return lambda row: max(laid.length for laid in lay_out(row, tokenizer, end_token).values())
+    measure = measure_by(None if model is None else open_tokenizer(model))
+    return lambda row: measure(row).whole
 
 
 def _charter_filters(charter: Path | None, suites: list[Path], forbid_violations: bool) -> list[Filter]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from spiritlevel.errors import SpiritLevelError
@@ -24,7 +25,6 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 Record = tuple[str, ...]
-Shingles = tuple[frozenset[str], ...]
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ def near_pairs(
     """
     sketch, index_type = _datasketch()
     index = index_type(num_perm=_BANDS * _ROWS_A_BAND, params=(_BANDS, _ROWS_A_BAND))
-    shingled = [tuple(map(shingles, record)) for record in records]
     found = []
-    for later, parts in enumerate(shingled):
+    for later, record in enumerate(records):
         minhash = sketch(num_perm=_BANDS * _ROWS_A_BAND, seed=1)
         # Tagged with its part: of the union at least as much agrees as of the part that agrees least.
-        minhash.update_batch([f"{place} {shingle}".encode() for place, part in enumerate(parts) for shingle in part])
+        tagged = (f"{place} {shingle}" for place, part in enumerate(record) for shingle in shingles(part))
+        minhash.update_batch([each.encode() for each in tagged])
         for earlier in index.query(minhash):
-            similarity = min(map(jaccard, shingled[earlier], parts), default=1.0)
+            parts = zip(records[earlier], record, strict=True)
+            similarity = min((jaccard(shingles(one), shingles(other)) for one, other in parts), default=1.0)
             if similarity >= threshold:
                 found.append((earlier, later, similarity))
         index.insert(later, minhash)
@@ -88,6 +89,7 @@ def near_pairs(
     return sorted(found)
 
 
+@lru_cache(maxsize=2048)  # those of all rows would take ten times the memory of the rows
 def shingles(text: str) -> frozenset[str]:
     """Every `SHINGLE_WORDS` words in a row, without case; all of a text that has fewer."""
     words = _WORD.findall(text.casefold())

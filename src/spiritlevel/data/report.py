@@ -12,8 +12,7 @@ from typing import Any
 
 from spiritlevel.data import report_sections as sections
 from spiritlevel.data.duplicates import find_duplicates
-from spiritlevel.data.report_sections import Lengths
-from spiritlevel.data.report_template import end_of_turn, lay_out
+from spiritlevel.data.lengths import Lengths, measure_by
 from spiritlevel.data.trl import TrlRow, read_trl
 
 Progress = Callable[[int], None]
@@ -48,7 +47,7 @@ def data_report(
         "tokenizer": None if tokenizer is None else str(tokenizer.name_or_path),
         "unit": unit,
         "max_length": None if tokenizer is None else max_length,
-        "sections": [asdict(section) for section in made],
+        "sections": [asdict(section) for section in made if section.figures],
     }
 
 
@@ -56,25 +55,14 @@ def _measure(
     rows: list[TrlRow], tokenizer: Any, on_progress: Progress | None
 ) -> tuple[list[Lengths], dict[str, list[TrlRow]]]:
     """The lengths of the rows, and those that the template refuses, by its words."""
-    end_token = None if tokenizer is None else end_of_turn(tokenizer)
+    measure = measure_by(tokenizer)
     lengths: list[Lengths] = []
     refused: dict[str, list[TrlRow]] = {}
     for row in rows:
         try:
-            lengths.append(_in_words(row) if tokenizer is None else _in_tokens(row, tokenizer, end_token))
+            lengths.append(measure(row))
         except ValueError as error:
             refused.setdefault(str(error), []).append(row)
         if on_progress is not None:
             on_progress(1)
     return lengths, refused
-
-
-def _in_words(row: TrlRow) -> Lengths:
-    prompt = sum(len(message["content"].split()) for message in row.prompt)
-    return Lengths(row, prompt, {name: len(reply.split()) for name, reply in row.replies.items()}, {})
-
-
-def _in_tokens(row: TrlRow, tokenizer: Any, end_token: int | None) -> Lengths:
-    laid = lay_out(row, tokenizer, end_token)
-    prompt = next(iter(laid.values())).prompt
-    return Lengths(row, prompt, {name: reply.reply for name, reply in laid.items()}, laid)

@@ -15,7 +15,7 @@ Tone = Literal["good", "unsure", "bad", "plain"]
 # A share of rows that is no accident any more.
 NOTABLE = 0.01
 # How many rows are named for a figure, and how much of each is shown.
-_NAMED, _SHOWN = 5, 120
+NAMED, _SHOWN = 5, 120
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def tone_of(count: float, of: float) -> Tone:
 
 
 def places(rows: Iterable[TrlRow]) -> tuple[tuple[int, str], ...]:
-    first = sorted(rows, key=lambda row: row.number)[:_NAMED]
+    first = sorted(rows, key=lambda row: row.number)[:NAMED]
     return tuple((row.number, row.prompt_text[:_SHOWN]) for row in first)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +21,7 @@ TONES = {
     "bad": ("mend", "✗", "red"),
     "plain": ("", "·", ""),
 }
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 400.0, 170.0, 10.0, 14.0, 140.0
+_WIDTH, _LEFT, _TOP, _BOTTOM = 400.0, 10.0, 14.0, 140.0
 _BAR = Markup('<path class="bar" d="M{:.1f} {:.1f}H{:.1f}V{:.1f}H{:.1f}Z"><title>{}: {:,}</title></path>')
 _TICK = Markup('<text x="{:.1f}" y="156" class="x">{}</text>')
 _MARK = Markup('<path class="mark" d="M{:.1f} {:.1f}V{:.1f}"/>')
@@ -46,7 +45,7 @@ def render_html(report: Mapping[str, Any]) -> str:
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Every figure on a line, and what to do about those that are not as they should be."""
     title = f"{report['file']}: {report['read']:,} of {report['rows']:,} rows read"
-    table = Table("", "figure", "value", "what to do", title=escape(title))
+    table = Table("", "figure", "value", "what to do", title=_plain(title))
     for section in report["sections"]:
         table.add_section()
         table.add_row("", Text(section["title"], "bold"), "", "")

@@ -6,13 +6,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from spiritlevel.data.chat_template import template_faults
 from spiritlevel.data.contradictions import comparisons
 from spiritlevel.data.duplicates import SIMILAR, Duplicate
-from spiritlevel.data.label_noise import FEWEST_PAIRS, FOLDS, Share, noise_bounds
+from spiritlevel.data.label_noise import FEWEST_PAIRS, FOLDS, NoiseBounds, Share, noise_bounds
+from spiritlevel.data.lengths import Lengths
 from spiritlevel.data.report_figures import (
+    NAMED,
     Figure,
     Section,
     Tone,
@@ -23,23 +26,11 @@ from spiritlevel.data.report_figures import (
     share_of,
     tone_of,
 )
-from spiritlevel.data.report_template import Laid, template_faults
 from spiritlevel.data.trl import TrlRow, Unreadable
 from spiritlevel.stats import Rate, wilson
 
 _ENDED = re.compile(r"[.!?…。！？|>}~`*_\])\"'”’»]\s*\Z")
 _LONGER_BY = tuple(step / 2 for step in range(-6, 7))
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Of one row, in tokens or words: its prompt and its replies; laid: the replies as they lie as tokens, empty
-    without a tokenizer."""
-
-    row: TrlRow
-    prompt: int
-    replies: Mapping[str, int]
-    laid: Mapping[str, Laid]
 
 
 def reading(rows: Sequence[TrlRow], unreadable: Sequence[Unreadable], refused: Mapping[str, list[TrlRow]]) -> Section:
@@ -59,7 +50,7 @@ def reading(rows: Sequence[TrlRow], unreadable: Sequence[Unreadable], refused: M
         lines = [row.number for row in unreadable if row.reason == reason]
         title, meaning = f"Can't be read: {reason}", "They are in none of the other figures."
         advice = "Mend or remove these rows: a trainer fails on them or passes them over."
-        tone, shown = tone_of(len(lines), every), tuple((line, "") for line in lines[:5])
+        tone, shown = tone_of(len(lines), every), tuple((line, "") for line in lines[:NAMED])
         name = f"unreadable: {reason}"
         figures.append(Figure(name, title, "count", len(lines), tone, meaning, advice, every, rows=shown))
     for reason, which in sorted(refused.items()):
@@ -84,7 +75,7 @@ def length(lengths: Sequence[Lengths], unit: str, max_length: int | None) -> Sec
         figures.append(Figure(f"{name}_{unit}", title, "number", sum(counts), "plain", meaning))
     edges = doubling_edges(max((max(counts) for counts in values.values()), default=0))
     charts = [histogram(name.capitalize(), unit, counts, edges) for name, counts in values.items()]
-    whole = [each.prompt + max(each.replies.values()) for each in lengths]
+    whole = [each.whole for each in lengths]
     if whole:
         edges = doubling_edges(max(*whole, max_length or 0))
         charts.append(histogram("Prompt with the longer reply", unit, whole, edges, max_length))
@@ -98,7 +89,7 @@ def truncation(lengths: Sequence[Lengths], max_length: int) -> Section:
     cut = [each.row for each in kept if _over(each, max_length)]
     every = sum(laid.length for each in lengths for laid in each.laid.values())
     lost = every - sum(min(laid.length, max_length) for each in kept for laid in each.laid.values())
-    remedy = "Raise max_length, or leave these rows out knowingly (`data curate --max-length`)."
+    remedy = "Raise max_length, or leave the rows out knowingly: `data curate --max-length`."
     figures = [
         count_of(
             "rows_dropped", "Rows dropped", dropped, len(lengths),
@@ -136,7 +127,7 @@ def repetition(rows: Sequence[TrlRow], duplicates: Sequence[Duplicate]) -> Secti
     near = [rows[each.index] for each in duplicates if not each.exact]
     pairs = [row for row in rows if row.chosen is not None and row.rejected is not None]
     disputed = [question for question in comparisons(rows) if question.contested]
-    figures = (
+    figures = [
         count_of(
             "exact_duplicates", "Exact duplicates", exact, len(rows),
             "Prompt and replies say what another row says, but for white space; the first of them is not counted.",
@@ -154,59 +145,64 @@ def repetition(rows: Sequence[TrlRow], duplicates: Sequence[Duplicate]) -> Secti
             "`data curate` keeps the side with more rows, and neither at a tie. Ask who labelled them.",
         ),
         count_of(
-            "identical_replies", "Chosen and rejected are the same", [row for row in pairs if _same(row)], len(pairs),
-            "There is nothing to prefer: DPO's gradient is zero, and Spirit Level refuses the row.",
-            "Remove them; `data curate` does.",
-        ),
-        count_of(
             "empty_replies", "Empty replies", [row for row in rows if not all(map(str.strip, row.replies.values()))],
             len(rows), "A reply has no words: saying nothing is learnt, or learnt against.",
             "Remove them; `data curate` does.",
         ),
-    )  # fmt: skip
-    return Section("repetition", "Repetition and contradiction", figures)
-
-
-def _same(row: TrlRow) -> bool:
-    return row.chosen == row.rejected
+    ]  # fmt: skip
+    if pairs:
+        title, same = "Chosen and rejected are the same", [row for row in pairs if row.chosen == row.rejected]
+        meaning = "There is nothing to prefer: DPO's gradient is zero, and Spirit Level refuses the row."
+        remedy = "Remove them; `data curate` does."
+        figures.append(count_of("identical_replies", title, same, len(pairs), meaning, remedy))
+    return Section("repetition", "Repetition and contradiction", tuple(figures))
 
 
 def labels(rows: Sequence[TrlRow], lengths: Sequence[Lengths], unit: str) -> Section:
     both = [(each.replies["chosen"], each.replies["rejected"]) for each in lengths if len(each.replies) == 2]
-    different = [(chosen, rejected) for chosen, rejected in both if chosen != rejected]
-    longer = wilson(sum(chosen > rejected for chosen, rejected in different), len(different))
-    bounds = noise_bounds(rows, comparisons(rows))
-    repeats = bounds.disagreement
-    told = f"{repeats.hits} of {repeats.n} such verdicts differ." if repeats else "No question is judged twice here."
-    figures = (
-        share_of(
-            "length_judge", "A judge that only likes the longer reply is right",
-            Share(longer.value, longer.low, longer.high) if different else None, _bias(longer),
-            f"Of the {len(different):,} pairs whose lengths differ, those whose chosen reply is the longer;"
-            f" {len(both) - len(different):,} more are equally long. Far from 50%, length alone tells much of the"
-            " preference, and training teaches it.",
-            "Balance the lengths or train on means over tokens (SimPO), and control for length when you evaluate.",
-        ),
-        share_of(
-            "noise_from_repeats", "Labels that are wrong at random, by questions judged twice", bounds.from_repeats,
-            "plain",
-            f"{told} If errors are independent, two verdicts differ with 2e(1 − e) if a share e is wrong."
-            " Copied rows agree with themselves and make this too low.",
-            "Have some hundred pairs labelled twice, by different people: no other estimate is as good.",
-        ),
-        share_of(
-            "noise_at_most", "Labels that are wrong at random, at most", bounds.at_most, "plain",
-            "What a model that sees only the form of the replies (length, marks, lists, declining) gets wrong on pairs"
-            f" it was not fitted to, in {FOLDS} folds; nothing foresees random errors, so there are not more. It is a"
-            " bound, not an estimate: mostly the true share is far below. An error that all labellers share is not"
-            f" noise and does not show. It takes {FEWEST_PAIRS} pairs.",
-            "On such labels no reward model can be right more often than one minus the true share.",
-        ),
-    )  # fmt: skip
+    compared = comparisons(rows)
+    bounds = noise_bounds(rows, compared)
+    figures = ([_length_judge(both)] if both else []) + ([_repeats(bounds)] if compared else [])
+    if both:
+        figures.append(
+            share_of(
+                "noise_at_most", "Labels that are wrong at random, at most", bounds.at_most, "plain",
+                "What a model that sees only the form of the replies (length, marks, lists, declining) gets wrong on"
+                f" pairs it was not fitted to, in {FOLDS} folds; nothing foresees random errors, so there are not more."
+                " It is a bound, not an estimate: mostly the true share is far below. An error that all labellers share"
+                f" is not noise and does not show. It takes {FEWEST_PAIRS} pairs.",
+                "On such labels no reward model can be right more often than one minus the true share.",
+            )
+        )  # fmt: skip
     ratios = [math.log2((chosen + 1) / (rejected + 1)) for chosen, rejected in both]
     title, of = "Left: the rejected reply is longer. Right: the chosen", f"doublings, in {unit}"
     charts = (histogram(title, of, ratios, _LONGER_BY, 0.0),) if both else ()
-    return Section("labels", "Labels", figures, charts)
+    return Section("labels", "Labels", tuple(figures), charts)
+
+
+def _length_judge(both: Sequence[tuple[int, int]]) -> Figure:
+    different = [(chosen, rejected) for chosen, rejected in both if chosen != rejected]
+    longer = wilson(sum(chosen > rejected for chosen, rejected in different), len(different))
+    return share_of(
+        "length_judge", "A judge that only likes the longer reply is right",
+        Share(longer.value, longer.low, longer.high) if different else None, _bias(longer),
+        f"Of the {len(different):,} pairs whose lengths differ, those whose chosen reply is the longer;"
+        f" {len(both) - len(different):,} more are equally long. Far from 50%, length alone tells much of the"
+        " preference, and training teaches it.",
+        "Balance the lengths or train on means over tokens (SimPO), and control for length when you evaluate.",
+    )  # fmt: skip
+
+
+def _repeats(bounds: NoiseBounds) -> Figure:
+    repeats = bounds.disagreement
+    told = f"{repeats.hits} of {repeats.n} such verdicts differ." if repeats else "No question is judged twice here."
+    return share_of(
+        "noise_from_repeats", "Labels that are wrong at random, by questions judged twice", bounds.from_repeats,
+        "plain",
+        f"{told} If errors are independent, two verdicts differ with 2e(1 − e) if a share e is wrong."
+        " Copied rows agree with themselves and make this too low.",
+        "Have some hundred pairs labelled twice, by different people: no other estimate is as good.",
+    )  # fmt: skip
 
 
 def _bias(longer: Rate) -> Tone:

@@ -138,11 +138,20 @@ def write_trl(path: Path, rows: Iterable[TrlRow]) -> None:
     """The rows as they were read, to JSONL or Parquet (by suffix), whole or not at all."""
     raw = [row.raw for row in rows]
     if path.suffix != ".parquet":
-        write_jsonl(path, raw)
+        write_jsonl(path, map(plain, raw))
         return
     pyarrow = _pyarrow()
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), temporary)
+    try:
+        with atomic_path(path) as temporary:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), temporary)
+    except pyarrow.ArrowException as error:
+        remedy = "Write .jsonl: a Parquet column has one type, and no empty objects."
+        raise SpiritLevelError(f"these rows are no table: {error}", where=str(path), remedy=remedy) from None
+
+
+def plain(raw: Any) -> Any:
+    """What JSON knows as it is, anything else (a date from Parquet) as text."""
+    return json.loads(json.dumps(raw, default=str))
 
 
 def _row(number: int, raw: Any) -> TrlRow:

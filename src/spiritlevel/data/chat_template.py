@@ -1,14 +1,8 @@
-"""How a model's tokenizer and chat template treat rows: what TRL's trainers would see of them, and what goes wrong.
-
-Rows are laid out as TRL 1.16's DPOTrainer does for conversations: the prompt with its generation prompt, the whole
-conversation, and the reply is what follows the tokens that both have in common. Of plain text a conversation is made,
-as Spirit Level's own trainer does; TRL would train on it without the template.
-"""
+"""A model's tokenizer and chat template, and what is wrong with them whatever the data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +10,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from spiritlevel.chat import Message, assistant, system, user
-from spiritlevel.data.trl import TrlRow
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import PACKAGED, model_folder
-from spiritlevel.models.fork import shared_start
 from spiritlevel.models.local import quiet_transformers
 
 _ASKED, _SAID, _RULE = "Hello", "Good day", "Be brief"
-
-
-@dataclass(frozen=True)
-class Laid:
-    """One reply as tokens. prompt: tokens before it; reply: its own; end: the place, in the whole sequence, of the
-    token that ends the assistant's turn, None if there is none; whole_prompt: the prompt's tokens as they would be at
-    run time all stand before the reply."""
-
-    prompt: int
-    reply: int
-    end: int | None
-    whole_prompt: bool
-
-    @property
-    def length(self) -> int:
-        return self.prompt + self.reply
-
-    def loses_end(self, max_length: int) -> bool:
-        """Whether cutting the sequence after `max_length` tokens takes its end token away."""
-        return self.end is not None and self.end >= max_length
 
 
 @dataclass(frozen=True)
@@ -86,33 +58,6 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return _optional_int(next((token for token in tail if token in special), None))
 
 
-def lay_out(row: TrlRow, tokenizer: Any, end_token: int | None) -> dict[str, Laid]:
-    """The replies of a row as TRL lays them out, by `chosen` and `rejected`.
-
-    Raises ValueError with the template's words if it does not render such a conversation.
-    """
-    replies = row.replies
-    if tokenizer.chat_template is None:
-        prompt = tokenizer("\n".join(message["content"] for message in row.prompt))["input_ids"]
-        ends = [] if end_token is None else [end_token]
-        tails = [tokenizer(reply, add_special_tokens=False)["input_ids"] + ends for reply in replies.values()]
-        full = [prompt + tail for tail in tails]
-    else:
-        try:
-            prompt = tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, return_dict=False)
-            full = [
-                tokenizer.apply_chat_template([*row.prompt, assistant(reply)], return_dict=False)
-                for reply in replies.values()
-            ]
-        except TemplateError as error:
-            raise ValueError(str(error)) from None
-    shared = shared_start([prompt, *full])
-    return {
-        name: Laid(shared, len(tokens) - shared, _last(tokens, end_token, shared), shared == len(prompt))
-        for name, tokens in zip(replies, full, strict=True)
-    }
-
-
 def _rendered(tokenizer: Any, *chat: Message, generation_prompt: bool = False) -> str:
     try:
         return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=generation_prompt))
@@ -120,11 +65,6 @@ def _rendered(tokenizer: Any, *chat: Message, generation_prompt: bool = False) -
         raise SpiritLevelError(
             f"its chat template does not render a question and an answer: {error}", where=tokenizer.name_or_path
         ) from None
-
-
-def _last(tokens: Sequence[int], token: int | None, start: int) -> int | None:
-    """The last place of `token` from `start` on."""
-    return next((place for place in range(len(tokens) - 1, start - 1, -1) if tokens[place] == token), None)
 
 
 def template_faults(tokenizer: Any) -> list[Fault]:
