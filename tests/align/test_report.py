@@ -29,7 +29,7 @@ from spiritlevel.align.report import (
     render_html,
     ticks,
 )
-from spiritlevel.evals.stats import paired_change, wilson
+from spiritlevel.stats import paired_change, wilson
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} \x1b[31m [red]a & \"b\" 'c'"

@@ -2,8 +2,8 @@
 
 from spiritlevel.evals.gate import EXIT_CODES, GateResult, apply_gates, overall
 from spiritlevel.evals.perplexity import Perplexity, neutral_passages, perplexity
-from spiritlevel.evals.stats import PairedChange, Rate, Verdict, one_sided, paired_change, wilson
 from spiritlevel.evals.suite import Case, Comparison, compare, judge, measure
+from spiritlevel.stats import PairedChange, Rate, Verdict, one_sided, paired_change, wilson
 
 __all__ = [
     "EXIT_CODES",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from spiritlevel.charter import Charter, Gate
 from spiritlevel.evals.perplexity import Perplexity, perplexity_interval, perplexity_ratio
-from spiritlevel.evals.stats import Verdict, minimum_detectable_change, one_sided, verdict
 from spiritlevel.evals.suite import Comparison
+from spiritlevel.stats import Verdict, minimum_detectable_change, one_sided, verdict
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "not enough data": 2}
 

@@ -9,8 +9,8 @@ from typing import Any
 from spiritlevel.charter import Charter, Probe
 from spiritlevel.chat import user
 from spiritlevel.checks import OVER_REFUSAL, Expectation, judge_probe, repetitive
-from spiritlevel.evals.stats import PairedChange, Rate, paired_change, wilson
 from spiritlevel.models import ChatModel, answer_all
+from spiritlevel.stats import PairedChange, Rate, paired_change, wilson
 from spiritlevel.store import ContentStore
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from spiritlevel.evals.stats import (
+from spiritlevel.stats import (
     PairedChange,
     minimum_detectable_change,
     one_sided,
