@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.evals import Rate, wilson
 from spiritlevel.models import Fork, RewardModel, reward_fork
+from spiritlevel.stats import Rate, wilson
 
 BINS = 10
 
