@@ -1,0 +1,165 @@
+"""spiritlevel train: every method from its example file to a model, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spiritlevel.cli.train import METHODS, ROLLOUTS
+from spiritlevel.data import Preference, write_preferences
+from spiritlevel.models import open_local, open_reward_model
+from tiny import save_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "training"
+WORDS = ["the", "user", "in", "on", "hello", "as", "a", "and"]
+SMALL = ["--lr", "1e-3", "--batch-size", "4", "--rank", "4"]
+
+
+def spiritlevel(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "spiritlevel", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, pairs, and a reward function."""
+    folder = tmp_path_factory.mktemp("workplace")
+    save_model(folder / "tiny", dtype=torch.float32)
+    pairs = [
+        Preference.of(f"hello {word} {n}", f"{word} the one", " ".join(WORDS[n:]), rule="r")
+        for n, word in enumerate(WORDS)
+    ]
+    write_preferences(folder / "pairs.jsonl", pairs)
+    (folder / "score.py").write_text("def letters(chat, reply):\n    return float(sum(c.isalpha() for c in reply))\n")
+    return folder
+
+
+def settings(method: str, out: object) -> Sequence[object]:
+    if METHODS[method].shared is ROLLOUTS:
+        return [
+            "--model", "tiny", "--prompts", "pairs.jsonl", "--reward", "score.py:letters", "--out", out, *SMALL,
+            "--iterations", 2, "--prompts-each", 4, "--samples", 2, "--max-new-tokens", 5,
+        ]  # fmt: skip
+    more = ["--validation", "pairs.jsonl"] if method == "reward" else []
+    return ["--model", "tiny", "--data", "pairs.jsonl", "--out", out, "--epochs", 1, *SMALL, *more]
+
+
+def test_every_method_has_an_example_of_about_ten_lines_that_its_command_takes() -> None:
+    files = {path.stem: path for path in EXAMPLES.glob("*.yaml")}
+    assert files.keys() == METHODS.keys()
+    for method, path in files.items():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 12
+        assert f"spiritlevel train {method} --config examples/training/{path.name}" in text
+        known = {*METHODS[method].shared, *METHODS[method].options, "model", "out", "lr"}
+        assert set(yaml.safe_load(text)) <= known
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_a_model_that_loads(method: str, workplace: Path) -> None:
+    out = workplace / "runs" / method
+    example = EXAMPLES / f"{method}.yaml"
+    told = spiritlevel("train", method, "--config", example, *settings(method, out), folder=workplace)
+    assert told.returncode == 0, told.stderr
+    assert "Traceback" not in told.stderr
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows and rows[-1]["step"] == rows[-1]["steps"] == len(rows)
+    if method == "reward":
+        model = open_reward_model(out / "model")
+        quality = json.loads((out / "quality.json").read_text())
+        assert quality["accuracy"]["n"] == len(WORDS)
+        assert model.std > 0 and "accuracy of the longer reply" in told.stdout
+    else:
+        opened = open_local(str(out / "model"))
+        assert opened.generate([[{"role": "user", "content": "hello"}]], max_new_tokens=3)
+
+
+def test_two_processes_write_what_one_does(workplace: Path) -> None:
+    outs = []
+    for processes in (1, 2):
+        out = workplace / f"processes-{processes}"
+        more = ["--processes", processes, "--adapter"]
+        told = spiritlevel("train", "dpo", *settings("dpo", out), *more, folder=workplace)
+        assert told.returncode == 0, told.stderr
+        assert told.stderr.count("wrote") == 1
+        outs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    for one, two in zip(*outs, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-3)  # bfloat16 where the machine has it
+
+
+def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> None:
+    told = spiritlevel(
+        "train", "dpo", *settings("dpo", workplace / "none"), "--processes", 2, "--max-length", 3, folder=workplace
+    )
+    assert told.returncode == 3
+    assert told.stderr.count("error:") == 1 and "exceed 3 tokens" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("ppo", ["--rank", 0], "needs an adapter"),
+        ("ppo", ["--checkpointing", "on"], "two adapters don't work with gradient checkpointing"),
+        ("rloo", ["--reward", "score.py"], "not a reward function"),
+        ("rloo", ["--reward", "score.py:nothing"], "has no function 'nothing'"),
+        ("rloo", ["--reward", "nowhere.py:score"], "can't be imported: FileNotFoundError"),
+        ("grpo", ["--reward", "bad.py:nan"], "the reward function returned nan"),
+        ("grpo", ["--reward", "bad.py:raises"], "the reward function raised ZeroDivisionError"),
+        ("grpo", ["--max-new-tokens", 4000], "exceed 2048 tokens"),
+        ("dpo", ["--data", "thumbs.jsonl"], "holds feedbacks, not preferences"),
+        ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedbacks or preferences"),
+    ],
+)
+def test_what_can_not_work_is_said(method: str, more: list[object], message: str, workplace: Path) -> None:
+    (workplace / "bad.py").write_text(
+        "def nan(chat, reply):\n    return float('nan')\n\n\ndef raises(chat, reply):\n    return 1 / 0\n"
+    )
+    thumb = {"prompt": "hello", "completion": "the", "label": True}
+    (workplace / "thumbs.jsonl").write_text(json.dumps(thumb) + "\n")
+    (workplace / "shown.jsonl").write_text(json.dumps({"prompt": "hello", "completion": "the"}) + "\n")
+    out = workplace / "refused" / method
+    told = spiritlevel("train", method, *settings(method, out), *more, folder=workplace)
+    assert told.returncode == 3, told.stderr
+    assert message in " ".join(told.stderr.split())
+    assert "Traceback" not in told.stderr
+    assert not (out / "model").exists()
+
+
+def test_a_reward_model_of_other_tokens_is_refused(workplace: Path) -> None:
+    out = workplace / "runs" / "other-reward"
+    assert spiritlevel("train", "reward", *settings("reward", out), folder=workplace).returncode == 0
+    file = out / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = list(vocabulary)[:2]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tokenizer))
+    more = ["--reward", out / "model"]
+    told = spiritlevel("train", "rloo", *settings("rloo", workplace / "refused-2"), *more, folder=workplace)
+    assert told.returncode == 3 and "another tokenizer" in told.stderr
+
+
+def test_best_of_n_writes_what_sft_and_dpo_read(workplace: Path) -> None:
+    shared = ["--prompts", "pairs.jsonl", "--reward", "score.py:letters", "--model", "tiny", "--n", 4]
+    shared += ["--max-new-tokens", 6]
+    for kind, more in (("best", []), ("pairs", ["--pairs"])):
+        told = spiritlevel("data", "best-of-n", *shared, "--out", f"{kind}.jsonl", *more, "--json", folder=workplace)
+        assert told.returncode == 0, told.stderr
+        curve = json.loads(told.stdout)["best_of"]
+        assert [row["n"] for row in curve] == [1, 2, 4]
+        rewards = [row["reward"] for row in curve]
+        assert rewards == sorted(rewards) and rewards[0] < rewards[-1]
+    for method, data in (("sft", "best.jsonl"), ("dpo", "pairs.jsonl")):
+        out = workplace / "runs" / f"{method}-of-best"
+        told = spiritlevel("train", method, *settings(method, out), "--data", data, folder=workplace)
+        assert told.returncode == 0, told.stderr
