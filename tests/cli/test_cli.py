@@ -5,45 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 from rich.text import Text
 
+from command_line import Run
 from spiritlevel import __version__
 from spiritlevel.charter import load_charter, system_prompt
 from spiritlevel.cli import main as cli
 
 TEMPLATES = Path(str(files("spiritlevel.charter"))) / "templates"
 ACCOUNTING = str(TEMPLATES / "accounting")
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def spiritlevel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """spiritlevel("charter", "lint", path): what the command line says and returns."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["spiritlevel", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        told = capsys.readouterr()
-        code = left.value.code if isinstance(left.value.code, int) else int(left.value.code is not None)
-        return Outcome(code, told.out, told.err)
-
-    return run
 
 
 @pytest.fixture

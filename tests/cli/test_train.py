@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from command_line import Run
 from spiritlevel.cli.train import METHODS, ROLLOUTS
 from spiritlevel.data import Preference, write_preferences
 from spiritlevel.models import open_local, open_reward_model
@@ -23,14 +24,15 @@ WORDS = ["the", "user", "in", "on", "hello", "as", "a", "and"]
 SMALL = ["--lr", "1e-3", "--batch-size", "4", "--rank", "4"]
 
 
-def spiritlevel(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def apart(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which may start others."""
     command = [sys.executable, "-m", "spiritlevel", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, pairs, and a reward function."""
     folder = tmp_path_factory.mktemp("workplace")
     save_model(folder / "tiny", dtype=torch.float32)
@@ -41,6 +43,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_preferences(folder / "pairs.jsonl", pairs)
     (folder / "score.py").write_text("def letters(chat, reply):\n    return float(sum(c.isalpha() for c in reply))\n")
     return folder
+
+
+@pytest.fixture
+def workplace(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    return made
 
 
 def settings(method: str, out: object) -> Sequence[object]:
@@ -65,19 +73,19 @@ def test_every_method_has_an_example_of_about_ten_lines_that_its_command_takes()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_a_model_that_loads(method: str, workplace: Path) -> None:
+def test_every_method_trains_a_model_that_loads(method: str, workplace: Path, spiritlevel: Run) -> None:
     out = workplace / "runs" / method
     example = EXAMPLES / f"{method}.yaml"
-    told = spiritlevel("train", method, "--config", example, *settings(method, out), folder=workplace)
-    assert told.returncode == 0, told.stderr
-    assert "Traceback" not in told.stderr
+    told = spiritlevel("train", method, "--config", example, *settings(method, out))
+    assert told.code == 0, told.err
+    assert "Traceback" not in told.err
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows and rows[-1]["step"] == rows[-1]["steps"] == len(rows)
     if method == "reward":
         model = open_reward_model(out / "model")
         quality = json.loads((out / "quality.json").read_text())
         assert quality["accuracy"]["n"] == len(WORDS)
-        assert model.std > 0 and "accuracy of the longer reply" in told.stdout
+        assert model.std > 0 and "accuracy of the longer reply" in told.out
     else:
         opened = open_local(str(out / "model"))
         assert opened.generate([[{"role": "user", "content": "hello"}]], max_new_tokens=3)
@@ -88,7 +96,7 @@ def test_two_processes_write_what_one_does(workplace: Path) -> None:
     for processes in (1, 2):
         out = workplace / f"processes-{processes}"
         more = ["--processes", processes, "--adapter"]
-        told = spiritlevel("train", "dpo", *settings("dpo", out), *more, folder=workplace)
+        told = apart("train", "dpo", *settings("dpo", out), *more, folder=workplace)
         assert told.returncode == 0, told.stderr
         assert told.stderr.count("wrote") == 1
         outs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
@@ -97,7 +105,7 @@ def test_two_processes_write_what_one_does(workplace: Path) -> None:
 
 
 def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> None:
-    told = spiritlevel(
+    told = apart(
         "train", "dpo", *settings("dpo", workplace / "none"), "--processes", 2, "--max-length", 3, folder=workplace
     )
     assert told.returncode == 3
@@ -120,7 +128,9 @@ def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> 
         ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedbacks or preferences"),
     ],
 )
-def test_what_can_not_work_is_said(method: str, more: list[object], message: str, workplace: Path) -> None:
+def test_what_can_not_work_is_said(
+    method: str, more: list[object], message: str, workplace: Path, spiritlevel: Run
+) -> None:
     (workplace / "bad.py").write_text(
         "def nan(chat, reply):\n    return float('nan')\n\n\ndef raises(chat, reply):\n    return 1 / 0\n"
     )
@@ -128,16 +138,16 @@ def test_what_can_not_work_is_said(method: str, more: list[object], message: str
     (workplace / "thumbs.jsonl").write_text(json.dumps(thumb) + "\n")
     (workplace / "shown.jsonl").write_text(json.dumps({"prompt": "hello", "completion": "the"}) + "\n")
     out = workplace / "refused" / method
-    told = spiritlevel("train", method, *settings(method, out), *more, folder=workplace)
-    assert told.returncode == 3, told.stderr
-    assert message in " ".join(told.stderr.split())
-    assert "Traceback" not in told.stderr
+    told = spiritlevel("train", method, *settings(method, out), *more)
+    assert told.code == 3, told.err
+    assert message in " ".join(told.err.split())
+    assert "Traceback" not in told.err
     assert not (out / "model").exists()
 
 
-def test_a_reward_model_of_other_tokens_is_refused(workplace: Path) -> None:
+def test_a_reward_model_of_other_tokens_is_refused(workplace: Path, spiritlevel: Run) -> None:
     out = workplace / "runs" / "other-reward"
-    assert spiritlevel("train", "reward", *settings("reward", out), folder=workplace).returncode == 0
+    assert spiritlevel("train", "reward", *settings("reward", out)).code == 0
     file = out / "model" / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -145,21 +155,21 @@ def test_a_reward_model_of_other_tokens_is_refused(workplace: Path) -> None:
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     file.write_text(json.dumps(tokenizer))
     more = ["--reward", out / "model"]
-    told = spiritlevel("train", "rloo", *settings("rloo", workplace / "refused-2"), *more, folder=workplace)
-    assert told.returncode == 3 and "another tokenizer" in told.stderr
+    told = spiritlevel("train", "rloo", *settings("rloo", workplace / "refused-2"), *more)
+    assert told.code == 3 and "another tokenizer" in told.err
 
 
-def test_best_of_n_writes_what_sft_and_dpo_read(workplace: Path) -> None:
+def test_best_of_n_writes_what_sft_and_dpo_read(workplace: Path, spiritlevel: Run) -> None:
     shared = ["--prompts", "pairs.jsonl", "--reward", "score.py:letters", "--model", "tiny", "--n", 4]
     shared += ["--max-new-tokens", 6]
     for kind, more in (("best", []), ("pairs", ["--pairs"])):
-        told = spiritlevel("data", "best-of-n", *shared, "--out", f"{kind}.jsonl", *more, "--json", folder=workplace)
-        assert told.returncode == 0, told.stderr
-        curve = json.loads(told.stdout)["best_of"]
+        told = spiritlevel("data", "best-of-n", *shared, "--out", f"{kind}.jsonl", *more, "--json")
+        assert told.code == 0, told.err
+        curve = json.loads(told.out)["best_of"]
         assert [row["n"] for row in curve] == [1, 2, 4]
         rewards = [row["reward"] for row in curve]
         assert rewards == sorted(rewards) and rewards[0] < rewards[-1]
     for method, data in (("sft", "best.jsonl"), ("dpo", "pairs.jsonl")):
         out = workplace / "runs" / f"{method}-of-best"
-        told = spiritlevel("train", method, *settings(method, out), "--data", data, folder=workplace)
-        assert told.returncode == 0, told.stderr
+        told = spiritlevel("train", method, *settings(method, out), "--data", data)
+        assert told.code == 0, told.err
