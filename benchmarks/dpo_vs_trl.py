@@ -16,7 +16,9 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +33,22 @@ DEFAULT_DATA = HERE.parent.parent / "shared" / "data" / "hh_rlhf" / "harmless-ba
 
 def read_pairs(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
     """The first `count` pairs whose prompt and replies together are at most `characters` long."""
+    pairs = list(islice(read_all_pairs(path, characters), count))
+    return pairs if len(pairs) == count else sys.exit(f"{path} has only {len(pairs)} usable pairs")
+
+
+def read_all_pairs(path: Path, characters: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         sys.exit(f"{path} is absent: name a file in HH-RLHF's format with --data")
     opener = gzip.open if path.suffix == ".gz" else open
-    pairs = []
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             prompt, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
             other, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
             usable = prompt == other and chosen.strip() and rejected.strip() and chosen != rejected
-            if not usable or len(row["chosen"]) + len(rejected) > characters:
-                continue
-            pairs.append({"prompt": chat(prompt), "chosen": reply(chosen), "rejected": reply(rejected)})
-            if len(pairs) == count:
-                return pairs
-    sys.exit(f"{path} has only {len(pairs)} usable pairs")
+            if usable and len(row["chosen"]) + len(rejected) <= characters:
+                yield {"prompt": chat(prompt), "chosen": reply(chosen), "rejected": reply(rejected)}
 
 
 def chat(text: str) -> list[dict[str, str]]:
