@@ -1,8 +1,8 @@
 """A reward model on HH-RLHF's harmlessness pairs: accuracy on pairs it has not seen, beside a judge of length.
 
 The file is split by a digest of each prompt, so that no conversation is on both sides: four fifths train, one fifth
-judges. SmolLM2-135M-Instruct, LoRA, one epoch. People agree with these labels in about 70 of 100 cases (Bai et al. 2022,
-arXiv:2204.05862), so an accuracy far above that would be a fault, not a success.
+judges. SmolLM2-135M-Instruct, LoRA, one epoch. People agree with these labels in about 70 of 100 cases (Bai et al.
+2022, arXiv:2204.05862), so an accuracy far above that would be a fault, not a success.
 """
 
 from __future__ import annotations

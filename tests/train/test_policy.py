@@ -20,8 +20,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spiritlevel.chat import user
+from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, ForkScores, InProcess, LocalModel, Rollout, Sampling, decode
+from spiritlevel.models import (
+    Fork,
+    ForkScores,
+    InProcess,
+    LocalModel,
+    RewardModel,
+    Rollout,
+    Sampling,
+    decode,
+    open_local,
+)
 from spiritlevel.train import (
     GRPO,
     PPO,
@@ -30,10 +41,15 @@ from spiritlevel.train import (
     Answered,
     LoraSettings,
     OnlineConfig,
+    Reward,
+    SharedReward,
     TrainConfig,
     Window,
     add_lora,
     function_reward,
+    policy_alone,
+    save_trained,
+    train,
     train_online,
     using_adapter,
 )
@@ -49,12 +65,13 @@ from spiritlevel.train.objectives.policy import Batch, Experience, log_ratio_kl
 from spiritlevel.train.objectives.ppo import clipped_value_loss
 from spiritlevel.train.online import gather
 from spiritlevel.train.step import Stepper
-from tiny import build_model
+from tiny import build_model, save_model
 
 CHATS = [[user("hello")], [user("the user in")], [user("on a and on")], [user("the")]]
 ONLINE = OnlineConfig(iterations=2, prompts=4, samples=3, max_new_tokens=6)
 CONFIG = TrainConfig(learning_rate=5e-3, epochs=2, batch_size=2, token_budget=120, save_seconds=0)
 SETTINGS = LoraSettings(4, 8)
+FORK = Fork((1, 2, 3), ((4, 5), (6,)))
 
 
 def policy(*, seed: int = 0, dtype: torch.dtype = torch.float64) -> LocalModel:
@@ -446,9 +463,36 @@ def test_what_is_kept_is_the_policy_alone(tmp_path: Path) -> None:
     train_online(model, PPO(), CHATS, REWARD, replace(ONLINE, iterations=1), CONFIG, tmp_path)
     fork = Fork((1, 2, 3), ((4, 5), (6,)))
     expected = model.score([fork]).logprobs
-    alone = model.without_critic()
+    alone = policy_alone(model)
     assert torch.equal(alone.score([fork]).logprobs, expected)
     assert not any("value" in name for name, _ in alone.model.named_parameters())
+
+
+def test_a_reward_adapter_beside_the_policy_scores_as_the_model_it_was(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "tiny", dtype=torch.float32)
+    base = open_local(str(folder), dtype="float32")
+    pairs = [Preference.of(f"hello {n}", "the one", "in the user") for n in range(4)]
+    trained = add_lora(RewardModel.on(base, seed=0), SETTINGS, seed=0)
+    train(trained, Reward(), Reward().examples(pairs, trained), CONFIG, tmp_path / "train")
+    forks = [example.fork for example in Reward().examples(pairs, trained)]
+    trained.normalise([reward for replies in trained.rewards(forks) for reward in replies])
+    expected = trained.rewards(forks)
+    save_trained(trained, tmp_path / "reward", form="adapter")
+
+    base = open_local(str(folder), dtype="float32")
+    assert base.folder is not None
+    critic = ActorCritic.on(add_lora(base, SETTINGS, seed=7), SETTINGS, seed=8)
+    before = critic.score([FORK])
+    shared = SharedReward.beside(critic, base.folder, tmp_path / "reward")
+    for found, wanted in zip(shared.rewards(forks), expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+    after = critic.score([FORK])
+    assert torch.equal(before.logprobs, after.logprobs) and torch.equal(before.values, after.values)
+    learnt = {name for name, parameter in critic.model.named_parameters() if parameter.requires_grad}
+    assert not any(".reward." in name for name in learnt)
+    other = save_model(tmp_path / "other", seed=1, dtype=torch.float32)
+    with pytest.raises(SpiritLevelError, match="trained on another base"):
+        SharedReward.beside(critic, other, tmp_path / "reward")
 
 
 # --- the whole loop ----------------------------------------------------------------------------------

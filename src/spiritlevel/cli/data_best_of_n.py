@@ -35,7 +35,7 @@ def best_of_n(
     check_writable(output)
     chats = read_chats(prompts)
     opened = open_local(model)
-    source = open_reward(reward, opened)
+    source = open_reward(reward, opened, base=opened)
     sampling = Sampling(max_new_tokens, temperature)
     with TerminalProgress().stage("draw replies", n * len(chats)) as advance:
         drawn = draw_rewarded(opened, chats, source, sampling, samples=n, seed=seed, on_progress=advance)

@@ -66,7 +66,7 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             remedy="Choose a rank above 0.",
         )
     from spiritlevel.models import open_local, verify_engine
-    from spiritlevel.train import ONLINE, ActorCritic, OnlineConfig, add_lora, save_trained, train_online
+    from spiritlevel.train import ONLINE, ActorCritic, OnlineConfig, add_lora, policy_alone, save_trained, train_online
 
     if method == "grpo":
         own = own | {"max_new_tokens": given.max_new_tokens}
@@ -75,10 +75,10 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
     base = open_local(given.model)
     longest = max(chats, key=lambda chat: len(base.prompt_tokens(chat)))
     verify_engine(base.model, base.fork(longest, ["Yes.", "No."]), pad_token=base.pad_token)
-    reward = open_reward(given.reward, base)
     policy = add_lora(base, _lora(given), seed=given.seed)
     if objective.needs_values:
         policy = ActorCritic.on(policy, _lora(given), seed=given.seed + 1)
+    reward = open_reward(given.reward, policy, base=base)
     online = OnlineConfig(
         iterations=given.iterations, prompts=given.prompts_each, samples=given.samples,
         max_new_tokens=given.max_new_tokens, temperature=given.temperature, unfinished_reward=given.unfinished_reward,
@@ -89,9 +89,7 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             policy, objective, chats, reward, online, _settings(given), given.out,
             on_step=_watch(progress, given),
         )  # fmt: skip
-    if isinstance(policy, ActorCritic):
-        policy = policy.without_critic()
-    save_trained(policy, given.out / "model", form="merged" if given.merge else "adapter")
+    save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
     _say_what_was_written(given, chat=True)
 
 
@@ -154,16 +152,19 @@ def read_chats(source: Path) -> list[Chat]:
     return read_prompts(source)
 
 
-def open_reward(spec: str, base: LocalModel) -> RewardSource:
+def open_reward(spec: str, policy: LocalModel, *, base: LocalModel) -> RewardSource:
+    """base: the model that the policy's adapter stands on, for a reward adapter to stand beside it."""
     from spiritlevel.charter import load_charter
     from spiritlevel.models import open_reward_model
-    from spiritlevel.train import charter_reward, function_reward, load_function, model_reward
+    from spiritlevel.train import SharedReward, charter_reward, function_reward, load_function, model_reward
 
     path = Path(spec)
     if path.suffix in CHARTER_SUFFIXES or (path / "charter.yaml").exists():
         return charter_reward(load_charter(path))
+    if (path / "adapter_config.json").exists() and base.folder is not None and policy is not base:
+        return model_reward(SharedReward.beside(policy, base.folder, path), policy=policy)
     if path.is_dir():
-        return model_reward(open_reward_model(path), policy=base)
+        return model_reward(open_reward_model(path), policy=policy)
     return function_reward(load_function(spec), name=spec)
 
 

@@ -64,7 +64,7 @@ class RewardModel(LocalModel):
     def read(self, states: Float[Tensor, "replies width"]) -> Float[Tensor, " replies"]:
         """The head on hidden states. It computes in float32: bfloat16 tells two rewards in 256 apart."""
         wide = torch.promote_types(states.dtype, torch.float32)
-        scores = states.to(wide) @ self._head.weight.to(wide)[0]
+        scores = states.to(wide) @ self.head_weight().to(wide)[0]
         return (scores - self.mean) / self.std  # type: ignore[no-any-return]
 
     @torch.inference_mode()
@@ -99,12 +99,18 @@ class RewardModel(LocalModel):
         super().save_settings(folder)
         (folder / _SCALE).write_text(json.dumps(self.scale))
 
-    @property
-    def _head(self) -> Any:
+    def read_scale(self, folder: Path) -> None:
+        """Take mean and std from a saved reward model; without them rewards are plain scores."""
+        if (folder / _SCALE).exists():
+            scale = json.loads((folder / _SCALE).read_text())
+            self.mean, self.std = float(scale["mean"]), float(scale["std"])
+
+    def head_weight(self) -> Float[Tensor, "1 width"]:
         score = bare(self.model).score
         # peft keeps a trained copy of the head beside the base's.
         trained = getattr(score, "modules_to_save", None)
-        return score if trained is None else trained[score.active_adapters[0]]
+        weight: Tensor = (score if trained is None else trained[score.active_adapters[0]]).weight
+        return weight
 
 
 def reward_fork(fork: Fork, token: int) -> Fork:
@@ -120,9 +126,7 @@ def open_reward_model(folder: Path, *, dtype: str | None = None) -> RewardModel:
 
     loaded = load_weights(folder, AutoModelForSequenceClassification, dtype=dtype, num_labels=1)
     model = RewardModel(loaded.model, loaded.tokenizer, name=str(folder), folder=folder, base=loaded.base)
-    if (folder / _SCALE).exists():
-        scale = json.loads((folder / _SCALE).read_text())
-        model.mean, model.std = float(scale["mean"]), float(scale["std"])
+    model.read_scale(folder)
     return model
 
 

@@ -1,6 +1,6 @@
 """Training: one loop, many objectives."""
 
-from spiritlevel.train.actor_critic import ActorCritic, using_adapter
+from spiritlevel.train.actor_critic import ActorCritic, policy_alone, using_adapter
 from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, save_trained
 from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, best_records, draw_rewarded
 from spiritlevel.train.loop import train
@@ -36,6 +36,7 @@ from spiritlevel.train.rewards import (
     load_function,
     model_reward,
 )
+from spiritlevel.train.shared_reward import SharedReward
 from spiritlevel.train.step import StepMetrics, TrainConfig
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "RewardQuality",
     "RewardSource",
     "RobustDPO",
+    "SharedReward",
     "SimPO",
     "StepMetrics",
     "TrainConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "load_function",
     "merge_adapter",
     "model_reward",
+    "policy_alone",
     "prepare_examples",
     "reward_quality",
     "save_trained",

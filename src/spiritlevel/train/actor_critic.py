@@ -67,11 +67,14 @@ class ActorCritic(LocalModel):
         head = self.model.value_head
         return head(states.to(head.weight.dtype))[:, 0]  # type: ignore[no-any-return]
 
-    def without_critic(self) -> LocalModel:
-        """The policy alone, as `save_trained` takes it."""
-        self.model.delete_adapter(VALUE)
-        del self.model.value_head
-        return LocalModel(self.model, self.tokenizer, name=self.name)
+
+def policy_alone(model: LocalModel) -> LocalModel:
+    """The policy as `save_trained` takes it: without the adapters that stand beside it, and without the value head."""
+    for name in set(model.model.peft_config) - {POLICY}:
+        model.model.delete_adapter(name)
+    if hasattr(model.model, "value_head"):
+        del model.model.value_head
+    return LocalModel(model.model, model.tokenizer, name=model.name)
 
 
 @contextmanager
@@ -98,5 +101,5 @@ def _activate(model: Any, name: str, trained: Sequence[nn.Parameter]) -> None:
 
 def _train_all(peft: Any) -> None:
     for name, parameter in peft.named_parameters():
-        if "lora_" in name or name.startswith("value_head"):
+        if f".{POLICY}." in name or f".{VALUE}." in name or name.startswith("value_head"):
             parameter.requires_grad_(True)
