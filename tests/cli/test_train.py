@@ -101,7 +101,7 @@ def test_two_processes_write_what_one_does(workplace: Path) -> None:
         assert told.stderr.count("wrote") == 1
         outs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
     for one, two in zip(*outs, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], abs=2e-3)  # bfloat16 where the machine has it
+        assert two["loss"] == pytest.approx(one["loss"], rel=5e-3)  # bfloat16 where the machine has it
 
 
 def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> None:
