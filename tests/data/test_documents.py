@@ -57,6 +57,7 @@ What every service is written to. It holds from June on.
 - Use `snake_case` for functions and variables.
 - Never shorten your names to one letter, except in a short loop.
 - Prefer whole words over abbreviations, because readers search for them.
+- Write a docstring for every public function.
 
 ## Tests
 
@@ -255,10 +256,10 @@ def test_markdown_is_read_with_its_title_headings_and_lines(tmp_path: Path) -> N
     source = read(tmp_path, STANDARD, "standard.md")
     assert (source.title, source.unit) == ("Python standard", "line")
     headings = [(block.words, block.level, block.place) for block in source.blocks if block.kind == "heading"]
-    assert headings[:3] == [("Python standard", 1, 4), ("Naming", 2, 8), ("Tests", 2, 14)]
+    assert headings[:3] == [("Python standard", 1, 4), ("Naming", 2, 8), ("Tests", 2, 15)]
     assert headings[-1][0] == "Who approves a release?"
     kinds = Counter(block.kind for block in source.blocks)
-    assert kinds == {"heading": 7, "paragraph": 5, "item": 3, "code": 1, "table": 1, "markup": 1}
+    assert kinds == {"heading": 7, "paragraph": 5, "item": 4, "code": 1, "table": 1, "markup": 1}
 
 
 @pytest.mark.parametrize("front", ["---\n[\n---\n", "---\njust words\n---\n", "---\ntitle: 3\n", "---\n---\nx"])
@@ -462,6 +463,8 @@ def test_the_structure_asks_and_the_document_answers(tmp_path: Path) -> None:
     assert "May I shorten my names to one letter?" in {question for question, _ in rules}
     assert "Which do we prefer, abbreviations or whole words?" in {question for question, _ in rules}
     assert ("Must functions have a test that can fail?", "Functions must have a test that can fail.") in rules
+    (question, point), *_ = asked(records, "point")
+    assert "Write a docstring" in question and point == "Write a docstring for every public function."
     questions = asked(records, "question")
     assert ("May I use a global variable?", "No. Pass what a function needs as an argument.") in questions
     assert ("Who approves a release?", "The owner of the service, in writing.") in questions
@@ -536,6 +539,7 @@ def test_a_heading_that_stands_twice_is_named_with_the_one_above() -> None:
         ("It must be so.", ""),
         ("The sky is blue.", ""),
         ("Never", ""),
+        ("Write it down.", ""),
         ("Never " + "very " * 20 + "long", ""),
     ],
 )
