@@ -12,7 +12,7 @@ from itertools import groupby
 
 from spiritlevel.chat import Chat, assistant, user
 from spiritlevel.data.demonstration import Demonstration
-from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk
+from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk, count_words
 from spiritlevel.data.documents.document import Block
 from spiritlevel.data.documents.markdown import plain_words
 from spiritlevel.data.documents.rules import rule_question
@@ -40,7 +40,7 @@ _POINT = ("How does this point of {title} go on: “{beginning} …”?", "Finis
 _EXAMPLE = ("Show me an example of {topic} from {title}.", "What does {topic} look like in code, as {title} has it?")
 _EXAMPLE_OF = ("{prose} Show me the example from {title}.", "{prose} How does {title} write that?")
 
-_MARKER = re.compile(r"\s*(?:[-*+•‣–]|\(?\w{1,3}[.)])\s+(?:\[[ xX]\]\s+)?")
+_MARKER = re.compile(r"\A\s*(?:[-*+•‣–]|\(?(?:\d{1,3}|[A-Za-z])[.)])\s+(?:\[[ xX]\]\s+)?")
 _TERM_ABOVE = re.compile(r"(?P<term>[^\n]{1,80})\n[ \t]*:[ \t]+(?P<meaning>\S.*)", re.DOTALL)
 _TERM_IN_BOLD = re.compile(
     r"(?:\*\*|__)(?P<term>[^*_\n]{1,80}?)(?::(?:\*\*|__)|(?:\*\*|__)\s*(?::|–|—|-(?=\s)))\s+(?P<meaning>\S.*)",
@@ -56,7 +56,8 @@ _DIALOGUE = re.compile(
 )
 _DELIMITERS = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 _LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")
-_FEWEST_WORDS, _SHORTEST_POINT, _LONGEST_LEAD = 3, 6, 40
+_FEWEST_WORDS, _FEWEST_LETTERS = 3, 0.25
+_SHORTEST_POINT, _LONGEST_LEAD = 6, 40
 
 
 @dataclass
@@ -88,8 +89,8 @@ class Structure:
         """The heading asks, all that stands under it answers; a later part of a long section goes on from the one
         before."""
         answer = chunk.body_text
-        if len(answer.split()) < _FEWEST_WORDS:
-            self.dropped["fewer than three words under a heading"] += 1
+        if reason := _says_nothing(answer):
+            self.dropped[f"chunk: {reason}"] += 1
             return
         heading = _bare(chunk.headings[-1]) if chunk.headings else ""
         if chunk.part and before is not None and before.body_text:
@@ -214,6 +215,14 @@ class Structure:
 def _bare(heading: str) -> str:
     """Without its number, and the signs that page generators set behind it."""
     return re.sub(r"^(?:(?:\d+\.)+\d*|\d+\))\s+", "", heading.rstrip(" ¶#:"))
+
+
+def _says_nothing(answer: str) -> str:
+    """Why a text is no answer; empty if it may be one."""
+    if count_words(answer) < _FEWEST_WORDS:
+        return "fewer than three words under its heading"
+    letters = sum(mark.isalpha() for mark in answer)
+    return "figures rather than words" if letters < _FEWEST_LETTERS * len("".join(answer.split())) else ""
 
 
 def _prose(chunk: Chunk) -> Iterator[tuple[Block, str]]:
