@@ -124,8 +124,8 @@ def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> 
         ("grpo", ["--reward", "bad.py:nan"], "the reward function returned nan"),
         ("grpo", ["--reward", "bad.py:raises"], "the reward function raised ZeroDivisionError"),
         ("grpo", ["--max-new-tokens", 4000], "exceed 2048 tokens"),
-        ("dpo", ["--data", "thumbs.jsonl"], "holds feedbacks, not preferences"),
-        ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedbacks or preferences"),
+        ("dpo", ["--data", "thumbs.jsonl"], "holds feedback, not preferences"),
+        ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedback or preferences"),
     ],
 )
 def test_what_can_not_work_is_said(

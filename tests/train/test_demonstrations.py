@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from spiritlevel.data import Demonstration, Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel
-from spiritlevel.train import DPO, SFT
+from spiritlevel.store import ContentStore
+from spiritlevel.train import DPO, SFT, prepare_examples
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -19,7 +22,9 @@ def test_a_demonstration_is_laid_out_as_the_chosen_reply_is(tiny_model: LocalMod
     assert (fork.continuations[0][-1] in tiny_model.stop_tokens) is finished
 
 
-def test_a_method_on_pairs_says_that_it_needs_them(tiny_model: LocalModel) -> None:
-    with pytest.raises(SpiritLevelError, match="dpo learns from pairs") as told:
-        DPO(beta=0.1).fork(Demonstration.of("hello", "the one"), tiny_model)
-    assert "sft" in told.value.remedy
+def test_a_method_says_which_records_it_needs(tiny_model: LocalModel, tmp_path: Path) -> None:
+    shown = [Demonstration.of("hello", "the one"), Preference.of("hello", "the one", "in")]
+    store = ContentStore(tmp_path)
+    with pytest.raises(SpiritLevelError, match="dpo learns from preferences, and 1 of 2 records are demonstrations"):
+        prepare_examples(tiny_model, DPO(beta=0.1), shown, store=store)
+    assert len(prepare_examples(tiny_model, SFT(), shown, store=store)) == 2

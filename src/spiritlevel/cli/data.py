@@ -65,7 +65,7 @@ def contrast(
 
 @app.command()
 def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machine-readable output.")) -> None:
-    """Validate preferences or demonstrations and count them by rule and source. Errors name the line."""
+    """Validate records of any kind and count them by rule and source. Errors name the line."""
     from spiritlevel.data import read_records
 
     records = read_records(file)

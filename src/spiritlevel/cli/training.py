@@ -193,12 +193,12 @@ def _tensorboard(folder: Path) -> Callable[[StepMetrics], None]:
             "TensorBoard is not installed",
             remedy="pip install 'spiritlevel[tensorboard]', or leave the flag out.",
         ) from None
-    writer = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(folder / "tensorboard")
 
     def write(metrics: StepMetrics) -> None:
         for name, value in metrics.items():
             if name not in ("step", "steps"):
-                writer.add_scalar(f"train/{name}", value, int(metrics["step"]))  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"train/{name}", value, int(metrics["step"]))
+        writer.flush()
 
     return write

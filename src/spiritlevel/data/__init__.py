@@ -5,7 +5,7 @@ from spiritlevel.data.demonstration import Demonstration, read_demonstrations, w
 from spiritlevel.data.feedback import Feedback, as_feedback
 from spiritlevel.data.preference import Preference, read_preferences, write_preferences
 from spiritlevel.data.ranking import Ranking
-from spiritlevel.data.read import read_prompts, read_records
+from spiritlevel.data.read import kinds_of, read_prompts, read_records
 from spiritlevel.data.record import Record, check_writable, write_records
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_writable",
     "contrast_pairs",
     "contrast_workload",
+    "kinds_of",
     "read_demonstrations",
     "read_preferences",
     "read_prompts",

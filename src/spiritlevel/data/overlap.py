@@ -128,9 +128,12 @@ def _read_csv(path: Path) -> list[tuple[int, Any]]:
             reader = csv.reader(file)
             return [(reader.line_num, row) for row in reader][1:]  # after the names of the columns
     except OSError as error:
-        raise SpiritLevelError(error.strerror or str(error), where=str(path)) from None
+        problem = error.strerror or str(error)
+        raise SpiritLevelError(problem, where=str(path), remedy="Name a file that can be read.") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SpiritLevelError(f"not valid CSV in UTF-8: {error}", where=str(path)) from None
+        raise SpiritLevelError(
+            f"not valid CSV in UTF-8: {error}", where=str(path), remedy="Export it again as CSV in UTF-8."
+        ) from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -14,8 +14,10 @@ from spiritlevel.data.ranking import Ranking
 from spiritlevel.data.record import Record, read_rows, validate_rows
 from spiritlevel.errors import SpiritLevelError
 
+KINDS: tuple[type[Record], ...] = (Preference, Demonstration, Feedback, Ranking)
 
-def read_records(path: Path, kinds: Sequence[type[Record]]) -> Sequence[Record]:
+
+def read_records(path: Path, kinds: Sequence[type[Record]] = KINDS) -> Sequence[Record]:
     """The records of a JSONL or Parquet file, all of the kind that the columns of its first row tell.
 
     Raises SpiritLevelError if that is none of `kinds`, or naming the line and the field of a record that is not right.
@@ -23,13 +25,17 @@ def read_records(path: Path, kinds: Sequence[type[Record]]) -> Sequence[Record]:
     rows = read_rows(path)
     kind = _kind(rows[0][1], kinds)
     if kind not in kinds:
-        wanted = " or ".join(f"{one.__name__.lower()}s" for one in kinds)
         raise SpiritLevelError(
-            f"holds {kind.__name__.lower()}s, not {wanted}",
+            f"holds {kinds_of([kind])}, not {kinds_of(kinds)}",
             where=str(path),
             remedy="; ".join(one.columns for one in kinds) + ".",
         )
     return validate_rows(path, rows, kind)
+
+
+def kinds_of(kinds: Sequence[type[Record]]) -> str:
+    """In words: "preferences or rankings"."""
+    return " or ".join("feedback" if kind is Feedback else f"{kind.__name__.lower()}s" for kind in kinds)
 
 
 def _kind(row: Any, kinds: Sequence[type[Record]]) -> type[Record]:

@@ -65,7 +65,7 @@ class RewardModel(LocalModel):
         """The head on hidden states. It computes in float32: bfloat16 tells two rewards in 256 apart."""
         wide = torch.promote_types(states.dtype, torch.float32)
         scores = states.to(wide) @ self.head_weight().to(wide)[0]
-        return (scores - self.mean) / self.std  # type: ignore[no-any-return]
+        return (scores - self.mean) / self.std
 
     @torch.inference_mode()
     def rewards(

@@ -134,7 +134,7 @@ def decode(
 
 def _logprobs(logits: Tensor, chosen: Tensor, sampling: Sampling) -> list[float]:
     scaled = logits.float() / (sampling.temperature or 1.0)
-    return (scaled.gather(-1, chosen[:, None])[:, 0] - scaled.logsumexp(-1)).tolist()  # type: ignore[no-any-return]
+    return (scaled.gather(-1, chosen[:, None])[:, 0] - scaled.logsumexp(-1)).tolist()
 
 
 def choose_tokens(
@@ -201,7 +201,7 @@ def _start(model: Any, tokens: Sequence[int], room: int, *, now: int, later: int
         return cache
     model(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
     if apart:
-        cache.layers = [RowLayer(room, (layer.keys, layer.values)) for layer in cache.layers]
+        cache.layers = [layer.as_start(room) for layer in cache.layers if isinstance(layer, RowLayer)]
     else:
         cache.batch_repeat_interleave(now)
     return cache

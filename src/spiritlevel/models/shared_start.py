@@ -52,13 +52,18 @@ class RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 key_states.new_empty(rows, heads, new + self.reserve, width),
                 value_states.new_empty(rows, heads, new + self.reserve, value_states.shape[-1]),
             )
-            if old:
+            if self.keys is not None and self.values is not None and old:
                 self.store[0][:, :, :old] = self.keys
                 self.store[1][:, :, :old] = self.values
         self.store[0][:, :, old:new] = key_states
         self.store[1][:, :, old:new] = value_states
         self.keys, self.values = self.store[0][:, :, :new], self.store[1][:, :, :new]
         return self.keys, self.values
+
+    def as_start(self, reserve: int) -> RowLayer:
+        """An empty layer for rows that come after what this one holds."""
+        assert self.keys is not None and self.values is not None
+        return RowLayer(reserve, (self.keys, self.values))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.own_length:
@@ -104,7 +109,7 @@ def _attend(
     scaling: float,
     **_: Any,
 ) -> tuple[Float[Tensor, "rows length heads width"], None]:
-    start_key, start_value = _CACHE.get().layers[module.layer_idx].start  # type: ignore[union-attr]
+    start_key, start_value = _CACHE.get().layers[module.layer_idx].start
     shared = start_key.shape[-2]
     rows, heads, length, width = query.shape
     groups = key.shape[1]

@@ -147,14 +147,16 @@ def gather(
     experience = []
     for group, fork in enumerate(forks):
         rows = batch.group == group
-        own = {name: field[rows][mask[rows]] for name, field in fields.items()}
+        own: dict[str, Any] = {name: field[rows][mask[rows]] for name, field in fields.items()}
         experience.append(Experience(fork, **own))
     return experience, _told(batch, found.metrics, flat)
 
 
 def _told(batch: Batch, metrics: dict[str, float], rollouts: Sequence[Rollout]) -> StepMetrics:
     tokens = int(batch.mask.sum())
-    spread = torch.stack([batch.scores[batch.group == group].std(correction=0) for group in batch.group.unique()])
+    spread = torch.stack(
+        [batch.scores[batch.group == group].std(correction=0) for group in range(int(batch.group.max()) + 1)]
+    )
     return {
         "reward": float(batch.scores.mean()),
         "reward_std": float(batch.scores.std(correction=0)),

@@ -8,6 +8,8 @@ from typing import Any
 
 from accelerate import PartialState
 
+from spiritlevel.data import kinds_of
+from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel, plan_batches, score_forks, verify_engine
 from spiritlevel.store import ContentStore, compute_missing, digest_json
 from spiritlevel.train.objective import Example, RecordObjective
@@ -39,6 +41,12 @@ def _prepare(
     token_budget: int,
     on_progress: Callable[[int], None] | None,
 ) -> list[Example]:
+    if strangers := [record for record in records if not isinstance(record, objective.reads)]:
+        found = f"{len(strangers)} of {len(records)} records are {kinds_of([type(strangers[0])])}"
+        raise SpiritLevelError(
+            f"{objective.name} learns from {kinds_of(objective.reads)}, and {found}",
+            remedy="Give records of its kind, or train these by another method.",
+        )
     examples = objective.examples(records, model)
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
     verify_engine(model.model, max((e.fork for e in examples), key=lambda fork: fork.length), pad_token=model.pad_token)

@@ -119,5 +119,5 @@ def charter_reward(charter: Charter) -> RewardSource:
 
 def _charter_reward(charter: Charter, probe: Probe | None, one: Answered) -> float:
     rule, expect = (probe.rule, probe.expect) if probe else (None, "help")
-    findings = judge_probe(charter, rule, expect, one.chat, one.reply)  # type: ignore[arg-type]
+    findings = judge_probe(charter, rule, expect, one.chat, one.reply)
     return 1.0 - max((finding.score for finding in findings), default=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from spiritlevel.data.documents.document import Block, Document, trimmed
@@ -126,7 +126,9 @@ def _groups(document: Document, pieces: Sequence[Block], words: int) -> Iterator
 
 def _pieces(document: Document, block: Block, words: int) -> Iterator[Block]:
     for start, end in _cut(document.text, block.start, block.end, words, _CUTS.get(block.kind, _PROSE_CUTS)):
-        yield document.part(block, start, end)
+        part = document.part(block, start, end)
+        # Only its first part is a point of a list, with its mark.
+        yield replace(part, kind="paragraph") if block.kind == "item" and start > block.start else part
 
 
 def _cut(text: str, start: int, end: int, words: int, cuts: Sequence[re.Pattern[str]]) -> Iterator[tuple[int, int]]:

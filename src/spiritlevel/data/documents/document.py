@@ -31,6 +31,16 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Parsed:
+    """What a format's reader makes of a file. title: as the file itself names it, or empty."""
+
+    title: str
+    text: str
+    blocks: list[Block]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Start:
     """A line, from 0, on which a block begins."""
 

@@ -8,11 +8,11 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from spiritlevel.data.documents.document import Block, UnreadableError
+from spiritlevel.data.documents.document import Parsed, UnreadableError
 from spiritlevel.data.documents.plain import BULLET, plain_blocks
 from spiritlevel.errors import SpiritLevelError
 
@@ -20,14 +20,6 @@ _NEED = "pip install 'spiritlevel[documents]', or convert it to text."
 _FULL_LINE = 0.7  # of the widest; a shorter one that ends a sentence ends its paragraph
 _NO_TITLE = re.compile(r"untitled.*|microsoft \w+ - .*|.*\.(docx?|pptx?|xlsx?|odt|indd|tex|dvi|pdf)", re.IGNORECASE)
 _NUMBERED = re.compile(r"\d{1,3}(\.\d{1,3})+\.?\s+[A-Z][^.]*")
-
-
-@dataclass(frozen=True)
-class PdfText:
-    title: str
-    text: str
-    blocks: list[Block]
-    note: str
 
 
 def require_pdf() -> None:
@@ -38,7 +30,7 @@ def require_pdf() -> None:
         raise SpiritLevelError("reading PDF needs pypdf", remedy=_NEED) from None
 
 
-def read_pdf(data: bytes) -> PdfText:
+def read_pdf(data: bytes) -> Parsed:
     """Raises UnreadableError if it is encrypted, damaged or nothing but pictures."""
     from pypdf.errors import PyPdfError
 
@@ -52,7 +44,7 @@ def read_pdf(data: bytes) -> PdfText:
         raise UnreadableError(f"damaged PDF: {reason[:120]}") from None
 
 
-def _read(data: bytes) -> PdfText:
+def _read(data: bytes) -> Parsed:
     from pypdf import PdfReader
     from pypdf.errors import DependencyError
 
@@ -75,7 +67,7 @@ def _read(data: bytes) -> PdfText:
     blocks = [replace(block, place=bisect_right(starts, block.start)) for block in plain_blocks(text, outline)]
     title = (reader.metadata.title or "").strip() if reader.metadata else ""
     title = "" if _NO_TITLE.fullmatch(title) else title
-    return PdfText(title, text, blocks, f"{blank} of {len(pages)} pages hold no text" if blank else "")
+    return Parsed(title, text, blocks, f"{blank} of {len(pages)} pages hold no text" if blank else "")
 
 
 def _lines(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from spiritlevel.data.documents.document import Document, UnreadableError
+from spiritlevel.data.documents.document import Document, Parsed, UnreadableError
 from spiritlevel.data.documents.markdown import markdown_blocks, split_front_matter
 from spiritlevel.data.documents.pdf import read_pdf, require_pdf
 from spiritlevel.data.documents.plain import plain_blocks
@@ -95,35 +95,33 @@ def read_document(path: Path, name: str, *, encoding: str | None = None) -> Docu
     if path.stat().st_size > _MOST_BYTES:
         raise UnreadableError(f"larger than {_MOST_BYTES // 1_000_000} MB: split it")
     data = path.read_bytes()
-    suffix, note = path.suffix.lower(), ""
-    if suffix in _PDF:
-        read = read_pdf(data)
-        title, text, blocks, note = read.title, read.text, read.blocks, read.note
-    elif suffix in _HTML:
-        source = _decoded(data, declared_encoding(data) or encoding)
-        try:
-            title, text, blocks = read_html(source)
-        except (RecursionError, ValueError, AssertionError) as error:  # the parsers' own, on what is no page
-            raise UnreadableError(f"damaged HTML: {type(error).__name__}") from None
-    elif suffix in _MARKDOWN:
-        title, text = split_front_matter(_decoded(data, encoding))
-        blocks = markdown_blocks(text)
-    else:
-        title, text = "", _decoded(data, encoding)
-        blocks = plain_blocks(text)
-    if not text.strip():
+    suffix = path.suffix.lower()
+    parsed = _parsed(data, suffix, encoding)
+    if not parsed.text.strip():
         raise UnreadableError("empty")
-    heading = next((block.words for block in blocks if block.kind == "heading" and block.level == 1), "")
-    title = (heading if suffix in _HTML else "") or title or heading or _spoken(path.stem)
+    heading = next((block.words for block in parsed.blocks if block.kind == "heading" and block.level == 1), "")
+    title = parsed.title or heading or _spoken(path.stem)
     return Document(
         name=name,
         title=" ".join(title.split())[:_LONGEST_TITLE],
-        text=text,
-        blocks=tuple(blocks),
+        text=parsed.text,
+        blocks=tuple(parsed.blocks),
         digest=hashlib.sha256(data).hexdigest(),
         unit="page" if suffix in _PDF else "line",
-        note=note,
+        note=parsed.note,
     )
+
+
+def _parsed(data: bytes, suffix: str, encoding: str | None) -> Parsed:
+    if suffix in _PDF:
+        return read_pdf(data)
+    if suffix in _HTML:
+        return read_html(_decoded(data, declared_encoding(data) or encoding))
+    text = _decoded(data, encoding)
+    if suffix in _MARKDOWN:
+        title, text = split_front_matter(text)
+        return Parsed(title, text, markdown_blocks(text))
+    return Parsed("", text, plain_blocks(text))
 
 
 def _why_not(path: Path, *, is_folder: bool) -> str:

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from spiritlevel.chat import Chat, assistant, user
 from spiritlevel.data.demonstration import Demonstration
-from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk
+from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk, count_words
 from spiritlevel.data.documents.document import Block
 from spiritlevel.data.documents.markdown import plain_words
 from spiritlevel.data.documents.rules import rule_question
@@ -36,10 +36,11 @@ _DEFINITION = (
 )
 _CELL = ("Which {column} does {title} give for {row}?", "What does {title} say on {row}: which {column}?")
 _RULE = ("{question}", "{question} What does {title} say?", "A question on {title}: {question}")
+_POINT = ("How does this point of {title} go on: “{beginning} …”?", "Finish this point of {title}: “{beginning} …”")
 _EXAMPLE = ("Show me an example of {topic} from {title}.", "What does {topic} look like in code, as {title} has it?")
 _EXAMPLE_OF = ("{prose} Show me the example from {title}.", "{prose} How does {title} write that?")
 
-_MARKER = re.compile(r"\s*(?:[-*+•‣–]|\(?\w{1,3}[.)])\s+(?:\[[ xX]\]\s+)?")
+_MARKER = re.compile(r"\A\s*(?:[-*+•‣–]|\(?(?:\d{1,3}|[A-Za-z])[.)])\s+(?:\[[ xX]\]\s+)?")
 _TERM_ABOVE = re.compile(r"(?P<term>[^\n]{1,80})\n[ \t]*:[ \t]+(?P<meaning>\S.*)", re.DOTALL)
 _TERM_IN_BOLD = re.compile(
     r"(?:\*\*|__)(?P<term>[^*_\n]{1,80}?)(?::(?:\*\*|__)|(?:\*\*|__)\s*(?::|–|—|-(?=\s)))\s+(?P<meaning>\S.*)",
@@ -54,7 +55,9 @@ _DIALOGUE = re.compile(
     rf"^{_Q}\s+(?P<question>[^\n]+)\n+\s*{_A}\s+(?P<answer>.+?)\s*(?=\n\s*{_Q}|\Z)", re.DOTALL | re.MULTILINE
 )
 _DELIMITERS = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
-_FEWEST_WORDS, _LONGEST_LEAD = 3, 40
+_LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")
+_FEWEST_WORDS, _FEWEST_LETTERS = 3, 0.25
+_SHORTEST_POINT, _LONGEST_LEAD = 6, 40
 
 
 @dataclass
@@ -66,8 +69,8 @@ class Structure:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._headings = Counter(chunk.headings for chunk in self.chunks if chunk.part == 0)
-        self._last = Counter(headings[-1].casefold() for headings in self._headings if headings)
+        paths = {chunk.headings for chunk in self.chunks if chunk.headings}
+        self._last = Counter(path[-1].casefold() for path in paths)
 
     def demonstrations(self) -> Iterator[Demonstration]:
         """In the order of the document."""
@@ -86,8 +89,8 @@ class Structure:
         """The heading asks, all that stands under it answers; a later part of a long section goes on from the one
         before."""
         answer = chunk.body_text
-        if len(answer.split()) < _FEWEST_WORDS:
-            self.dropped["fewer than three words under a heading"] += 1
+        if reason := _says_nothing(answer):
+            self.dropped[f"chunk: {reason}"] += 1
             return
         heading = _bare(chunk.headings[-1]) if chunk.headings else ""
         if chunk.part and before is not None and before.body_text:
@@ -118,16 +121,11 @@ class Structure:
 
     def _definitions(self, chunk: Chunk) -> Iterator[Demonstration]:
         """A term in bold type or code with a colon or dash behind it, or above a line that a colon begins."""
-        for block in chunk.body:
-            if block.kind not in ("paragraph", "item"):
-                continue
-            words = _without_marker(chunk, block)
-            match = _TERM_IN_BOLD.match(words) or _TERM_IN_CODE.match(words) or _TERM_ABOVE.match(words)
-            if match is None or _NO_TERM.fullmatch(match["term"]):
-                continue
-            term = plain_words(match["term"])
-            for question in self._worded(chunk, _DEFINITION, {"term": term}, salt=term):
-                yield self._made(chunk, "definition", question, match["meaning"].strip(), block)
+        for block, words in _prose(chunk):
+            if match := _definition(words):
+                term = plain_words(match["term"])
+                for question in self._worded(chunk, _DEFINITION, {"term": term}, salt=term):
+                    yield self._made(chunk, "definition", question, match["meaning"].strip(), block)
 
     def _cells(self, chunk: Chunk) -> Iterator[Demonstration]:
         """Each cell of a table, by its row's first cell and its column's head."""
@@ -157,16 +155,16 @@ class Structure:
                     yield self._made(chunk, "list", question, answer, items[0])
 
     def _rules(self, chunk: Chunk) -> Iterator[Demonstration]:
-        """What a list or a paragraph says to do."""
-        for block in chunk.body:
-            if block.kind not in ("paragraph", "item"):
-                continue
-            answer = _without_marker(chunk, block)
-            if answer.endswith(":"):  # on to a list or an example
-                answer = SENTENCE_END.split(answer, maxsplit=1)[0]
+        """What a list or a paragraph says to do; of any other point of a list, its beginning asks for the whole."""
+        for block, words in _prose(chunk):
+            # What leads on to a list or an example is cut before it does.
+            answer = SENTENCE_END.split(words, maxsplit=1)[0] if words.endswith(":") else words
             if question := rule_question(plain_words(answer), chunk.document):
-                for words in self._worded(chunk, _RULE, {"question": question}, salt=answer):
-                    yield self._made(chunk, "rule", words, answer, block)
+                for asked in self._worded(chunk, _RULE, {"question": question}, salt=answer):
+                    yield self._made(chunk, "rule", asked, answer, block)
+            elif block.kind == "item" and (beginning := _beginning(answer)):
+                for asked in self._worded(chunk, _POINT, {"beginning": beginning}, salt=answer, count=1):
+                    yield self._made(chunk, "point", asked, answer, block)
 
     def _examples(self, chunk: Chunk) -> Iterator[Demonstration]:
         """A code block, asked for by the sentence in front of it or by its heading."""
@@ -216,7 +214,35 @@ class Structure:
 
 def _bare(heading: str) -> str:
     """Without its number, and the signs that page generators set behind it."""
-    return re.sub(r"^(?:\d+\.)*\d*[.)]?\s+(?=\D)", "", heading.rstrip(" ¶#:"))
+    return re.sub(r"^(?:(?:\d+\.)+\d*|\d+\))\s+", "", heading.rstrip(" ¶#:"))
+
+
+def _says_nothing(answer: str) -> str:
+    """Why a text is no answer; empty if it may be one."""
+    if count_words(answer) < _FEWEST_WORDS:
+        return "fewer than three words under its heading"
+    letters = sum(mark.isalpha() for mark in answer)
+    return "figures rather than words" if letters < _FEWEST_LETTERS * len("".join(answer.split())) else ""
+
+
+def _prose(chunk: Chunk) -> Iterator[tuple[Block, str]]:
+    """Paragraphs and points of lists, with their words."""
+    for block in chunk.body:
+        if block.kind in ("paragraph", "item"):
+            yield block, _without_marker(chunk, block)
+
+
+def _definition(words: str) -> re.Match[str] | None:
+    match = _TERM_IN_BOLD.match(words) or _TERM_IN_CODE.match(words) or _TERM_ABOVE.match(words)
+    return None if match is None or _NO_TERM.fullmatch(match["term"]) else match
+
+
+def _beginning(point: str) -> str:
+    """The first half of a point, at most eight words; empty for a short one, a link or a definition."""
+    words = plain_words(point).split()
+    if len(words) < _SHORTEST_POINT or _LINK.fullmatch(point) or _definition(point):
+        return ""
+    return " ".join(words[: min(8, len(words) // 2)])
 
 
 def _without_marker(chunk: Chunk, block: Block) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from spiritlevel.data.documents.document import Block
+from spiritlevel.data.documents.document import Block, Parsed, UnreadableError
 from spiritlevel.data.documents.markdown import markdown_blocks
 from spiritlevel.errors import SpiritLevelError
 
@@ -31,14 +31,24 @@ def declared_encoding(data: bytes) -> str | None:
     return EncodingDetector.find_declared_encoding(data, is_html=True)
 
 
-def read_html(source: str) -> tuple[str, str, list[Block]]:
-    """(title, text, blocks). The text is the page's words as Markdown; a heading's place is its line in the source,
-    and so is that of all blocks under it."""
+def read_html(source: str) -> Parsed:
+    """The page's words as Markdown. A heading's place is its line in the source, and so is that of all blocks under it.
+
+    Raises UnreadableError if it is nested too deeply or is no page at all.
+    """
+    try:
+        return _read(source)
+    except (RecursionError, ValueError, AssertionError) as error:  # what the two libraries raise then
+        raise UnreadableError(f"damaged HTML: {type(error).__name__}") from None
+
+
+def _read(source: str) -> Parsed:
     from bs4 import BeautifulSoup, Comment
     from markdownify import MarkdownConverter
 
     soup = BeautifulSoup(source, "html.parser")
-    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    name = soup.h1 or soup.title  # a title often has the site's name too
+    title = name.get_text().rstrip(" \n¶#") if name else ""
     for tag in soup.find_all([*_NO_CONTENT, "head", "title"]):
         tag.extract()
     for comment in soup.find_all(string=lambda string: isinstance(string, Comment)):
@@ -57,7 +67,7 @@ def read_html(source: str) -> tuple[str, str, list[Block]]:
         code_language_callback=_language,
     )
     text = str(converter.convert_soup(content)).strip("\n")
-    return title, text, _placed(markdown_blocks(text), lines)
+    return Parsed(title, text, _placed(markdown_blocks(text), lines))
 
 
 def _language(tag: Any) -> str | None:
