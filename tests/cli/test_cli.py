@@ -101,7 +101,7 @@ BAD: list[tuple[list[str], str, str]] = [
     (["data", "check", ACCOUNTING], "accounting: Is a directory", "Name a file"),
     (
         ["train", "dpo", "--data", "nowhere", "--out", "x", "--schedule", "soon"],
-        "no schedule 'soon'",
+        "'soon' is not one of 'linear', 'cosine', 'constant'",
         "Choose linear",
     ),
     (
