@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from spiritlevel.train.objectives import OBJECTIVES, Pairwise
+
 # Chance of seeing a trend in a curve that has none. A run is asked some twenty questions, so one run in a hundred would
 # show a false trend somewhere; and each sign asks for a size of change besides.
 SURE = 1e-3
@@ -120,7 +122,7 @@ class Run:
     def has_rollouts(self) -> bool:
         """PPO, RLOO, GRPO and their like: the loss is then no measure of progress, since its data change with the
         policy."""
-        return "reward" in self
+        return "reward" in self and "margin" not in self
 
     @cached_property
     def implicit_rewards(self) -> str | None:
@@ -128,10 +130,9 @@ class Run:
         methods without a reference; None, where they are a reward model's or the log does not tell."""
         if "reward_chosen" not in self or "reward_rejected" not in self:
             return None
-        if any(name in self for name in ("dpo", "cdpo", "robust-dpo", "ipo", "hinge")):
-            return "ratio"
-        if any(name in self for name in ("simpo", "cpo", "orpo")):
-            return "likelihood"
+        for name, objective in OBJECTIVES.items():  # ours log their own loss under their name
+            if name in self and issubclass(objective, Pairwise):
+                return "ratio" if objective.needs_reference else "likelihood"
         if self.logged_as.get("reward_chosen") != "rewards/chosen":
             return None
         if "logprob_chosen" in self:

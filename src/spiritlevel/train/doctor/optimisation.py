@@ -77,14 +77,15 @@ def loss_diverged(run: Run) -> Evidence | None:
 )
 def learning_rate_too_high(run: Run) -> Evidence | None:
     """The loss rises for sure by 15 % from its best fifth on, without having diverged; or, where the loss began at ln
-    2 (a preference loss at its reference), it stays 10 % above that: the model is worse at its task than untrained."""
+    2 (a preference loss at its reference), its mean over the last two fifths is 10 % above that by three standard
+    errors: the model is worse at its task than untrained."""
     found = _climb(run)
     loss = run["loss"]
     if loss_diverged(run) is None and found is not None and found[1] >= 1.15:
         return [f"loss {loss.told(found[0])} at its best, then {loss.told()}: it climbs back"]
-    above = float(np.mean(loss.late > 1.1 * np.log(2)))
-    if "margin" in run and abs(loss.first - np.log(2)) <= 0.02 and loss.end > 1.1 * np.log(2) and above >= 0.75:
-        return [f"loss {figure(loss.first)} at first, ln 2, and {loss.told()} at the end: worse than untrained"]
+    mean, error = float(np.mean(loss.late)), float(np.std(loss.late)) / len(loss.late) ** 0.5
+    if "margin" in run and abs(loss.first - np.log(2)) <= 0.02 and mean - 3 * error > 1.1 * np.log(2):
+        return [f"loss {figure(loss.first)} at first, ln 2; on average {figure(mean)} over the last two fifths"]
     return None
 
 
@@ -99,17 +100,17 @@ def learning_rate_too_high(run: Run) -> Evidence | None:
     source="Schulman & Thinking Machines 2025, LoRA Without Regret; Biderman et al. 2024, arXiv:2405.09673",
 )
 def loss_flat(run: Run) -> Evidence | None:
-    """All fifths of the run have the same loss to 2 %, as have its first points, and the batches are so even that a
-    change of 2 % would have shown (three standard errors of a median). Not asked of rollouts."""
+    """All fifths of the run have the same loss to 5 %, and its first points no more; the batches are so even, or so
+    many, that a change of 5 % would have shown (three standard errors of a median). Not asked of rollouts."""
     loss = run["loss"]
     if run.has_rollouts or loss.end <= 0 or loss.direction or ("margin" in run and stuck_at_ln_2(run)):
         return None
     noise = 1.4826 * float(np.median(np.abs(loss.finite - np.median(loss.finite))))
     unsure = 3 * 1.2533 * noise * (2 / (len(loss) / 5)) ** 0.5
     began = float(np.median(loss.finite[:3]))
-    if max(loss.fifths) - min(loss.fifths) + unsure > 0.02 * loss.end or began > 1.02 * loss.end + 2 * noise:
+    if max(loss.fifths) - min(loss.fifths) + unsure > 0.05 * loss.end or began > 1.05 * loss.end + 2 * noise:
         return None
-    return [f"loss {loss.course()}: no fifth of the run differs by 2 % from another", *_peak_rate(run)]
+    return [f"loss {loss.course()}: no fifth of the run differs by 5 % from another", *_peak_rate(run)]
 
 
 @sign(
@@ -159,6 +160,31 @@ def no_gradient(run: Run) -> Evidence | None:
 
 
 @sign(
+    "gradient-vanished",
+    "critical",
+    needs={"grad_norm": ENOUGH, "loss": ENOUGH},
+    cause="The model is broken: a learning rate far too high has driven its activations to where nothing passes "
+    "back, and it says much the same whatever it is asked.",
+    remedy="Begin anew with a learning rate three to ten times lower and a warm-up; no later step mends this.",
+    source="Glorot & Bengio 2010 (saturation); Wortsman et al. 2023, arXiv:2309.14322",
+)
+def gradient_vanished(run: Run) -> Evidence | None:
+    """The gradient's norm ends below 3 % of what it was at the first points, while the loss is still more than a third
+    of what it was: there is much left to learn and nothing to learn it by. A loss that is nearly 0 has no gradient
+    rightly. Not asked of rollouts."""
+    norm, loss = run["grad_norm"], run["loss"]
+    if run.has_rollouts or loss.first <= 0 or loss.end < loss.first / 3:
+        return None
+    begun = float(np.median(norm.finite[:3]))
+    if begun < 1e-10 or float(np.median(norm.late)) >= 0.03 * begun:
+        return None
+    return [
+        f"grad_norm {figure(begun)} at first, {norm.told()} at the end",
+        f"loss {figure(loss.first)} at first, {loss.told()}",
+    ]
+
+
+@sign(
     "gradient-always-clipped",
     "minor",
     needs={"grad_norm": ENOUGH, "loss": ENOUGH},
@@ -169,14 +195,14 @@ def no_gradient(run: Run) -> Evidence | None:
     source="Zhang et al. 2019, arXiv:1905.11881; eric-mitchell/direct-preference-optimization (max_grad_norm 10)",
 )
 def gradient_always_clipped(run: Run) -> Evidence | None:
-    """At 95 % of all points the gradient is longer than the clip, at the median three times as long, and what is
-    trained for (loss, or reward) does not get better for sure. Clipping alone is no sign: Adam does not feel a
-    constant factor."""
+    """At 95 % of all points the gradient is longer than the clip, at the median three times as long, and the loss
+    stands still or climbs for sure (of rollouts: the reward falls). Clipping alone is no sign: Adam does not feel a
+    factor."""
     norm = run["grad_norm"]
     limit = float(run.settings.get("max_grad_norm", MAX_GRAD_NORM))
     clipped = int(np.sum(norm.finite > limit))
-    better = run["reward"].direction > 0 if run.has_rollouts else run["loss"].direction < 0
-    if better or clipped < 0.95 * len(norm) or np.median(norm.finite) < 3 * limit:
+    worse = run["reward"].direction < 0 if run.has_rollouts else _climb(run) is not None or loss_flat(run) is not None
+    if not worse or clipped < 0.95 * len(norm) or np.median(norm.finite) < 3 * limit:
         return None
     assumed = "" if "max_grad_norm" in run.settings else " (the usual one; this run does not say its own)"
     return [
@@ -260,9 +286,9 @@ def memorised_epochs(run: Run) -> Evidence | None:
     _, ours, theirs = np.intersect1d(loss.at, epochs.at, return_indices=True)
     # A row logged at the end of epoch 1 has epoch 1.0 and belongs to it.
     number = np.ceil(epochs.finite[theirs] - 1e-9)
-    parts = [loss.finite[ours][number == epoch] for epoch in np.unique(number)]
+    parts = [(epoch, loss.finite[ours][number == epoch]) for epoch in np.unique(number)]
     evidence = []
-    for index, (old, new) in enumerate(pairwise(parts), start=1):
+    for (epoch, old), (_, new) in pairwise(parts):
         if len(old) < ENOUGH or len(new) < ENOUGH:
             continue
         first, last, after = old[: len(old) // 2], old[len(old) // 2 :], new[: len(new) // 2]
@@ -272,8 +298,8 @@ def memorised_epochs(run: Run) -> Evidence | None:
             continue
         if mannwhitneyu(last, after, alternative="greater").pvalue < SURE:
             evidence.append(
-                f"loss {figure(float(np.median(last)))} at the end of epoch {index}, {figure(float(np.median(after)))} "
-                f"at the start of epoch {index + 1}; within epoch {index} it fell by {figure(within)}"
+                f"loss {figure(float(np.median(last)))} at the end of epoch {epoch:.0f}, {figure(float(np.median(after)))} "
+                f"at the start of the next; within it the loss fell by {figure(within)}"
             )
     return evidence or None
 

@@ -37,8 +37,9 @@ def wrong_reference(run: Run) -> Evidence | None:
             evidence.append(f"{name} is {figure(curve.first)} at step {curve.at[0]:.0f}, where it must be 0")
     if not evidence or _learnt_at_once(run):
         return None
-    if "loss" in run and "nll" not in run:
-        evidence.append(f"loss is {figure(run['loss'].first)} there; DPO's is ln 2 = 0.693 at its reference")
+    for name in ("dpo", "cdpo", "robust-dpo"):
+        if name in run:
+            evidence.append(f"the {name} loss is {figure(run[name].first)} there; at its reference it is ln 2 = 0.693")
     return evidence
 
 
