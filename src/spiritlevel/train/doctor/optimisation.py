@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from spiritlevel.train.doctor.curve import SURE, Run, direction, figure
+from spiritlevel.train.doctor.curve import SURE, Numbers, Run, direction, figure
 from spiritlevel.train.doctor.preference import stuck_at_ln_2
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
@@ -169,14 +169,14 @@ def no_gradient(run: Run) -> Evidence | None:
     source="Glorot & Bengio 2010 (saturation); Wortsman et al. 2023, arXiv:2309.14322",
 )
 def gradient_vanished(run: Run) -> Evidence | None:
-    """The gradient's norm ends below 3 % of what it was at the first points, while the loss is still more than a third
+    """The gradient's norm ends below 1 % of what it was at the first points, while the loss is still more than a third
     of what it was: there is much left to learn and nothing to learn it by. A loss that is nearly 0 has no gradient
     rightly. Not asked of rollouts."""
     norm, loss = run["grad_norm"], run["loss"]
     if run.has_rollouts or loss.first <= 0 or loss.end < loss.first / 3:
         return None
     begun = float(np.median(norm.finite[:3]))
-    if begun < 1e-10 or float(np.median(norm.late)) >= 0.03 * begun:
+    if begun < 1e-10 or float(np.median(norm.late)) >= 0.01 * begun:
         return None
     return [
         f"grad_norm {figure(begun)} at first, {norm.told()} at the end",
@@ -232,7 +232,7 @@ def no_warm_up(run: Run) -> Evidence | None:
         return None
     if height < 1.3 * max(loss.first, float(np.median(later))):
         return None
-    if mannwhitneyu(early, later, alternative="greater").pvalue >= SURE:
+    if not _falls(early, later):
         return None
     return [
         f"learning_rate starts at {figure(rate.first)}, its peak",
@@ -289,18 +289,17 @@ def memorised_epochs(run: Run) -> Evidence | None:
     parts = [(epoch, loss.finite[ours][number == epoch]) for epoch in np.unique(number)]
     evidence = []
     for (epoch, old), (_, new) in pairwise(parts):
-        if len(old) < ENOUGH or len(new) < ENOUGH:
+        if min(len(old), len(new)) < ENOUGH:
             continue
-        first, last, after = old[: len(old) // 2], old[len(old) // 2 :], new[: len(new) // 2]
-        drop = float(np.median(last) - np.median(after))
-        within = max(0.0, float(np.median(first) - np.median(last)))
-        if drop < 0.2 * np.median(last) or drop < 2 * within:
+        last, after = old[len(old) // 2 :], new[: len(new) // 2]
+        early, late, next_ = (float(np.median(part)) for part in (old[: len(old) // 2], last, after))
+        fallen = max(0.0, early - late)
+        if late - next_ < max(0.2 * late, 2 * fallen) or not _falls(last, after):
             continue
-        if mannwhitneyu(last, after, alternative="greater").pvalue < SURE:
-            evidence.append(
-                f"loss {figure(float(np.median(last)))} at the end of epoch {epoch:.0f}, {figure(float(np.median(after)))} "
-                f"at the start of the next; within it the loss fell by {figure(within)}"
-            )
+        evidence.append(
+            f"loss {figure(late)} at the end of epoch {epoch:.0f}, {figure(next_)} at the start of the next; within "
+            f"epoch {epoch:.0f} it fell by {figure(fallen)}"
+        )
     return evidence or None
 
 
@@ -315,3 +314,8 @@ def _climb(run: Run) -> tuple[int, float] | None:
 
 def _peak_rate(run: Run) -> Evidence:
     return [f"peak learning_rate {figure(float(run['learning_rate'].finite.max()))}"] if "learning_rate" in run else []
+
+
+def _falls(before: Numbers, after: Numbers) -> bool:
+    """Whether one stretch is above the next beyond chance (Mann and Whitney's test)."""
+    return bool(mannwhitneyu(before, after, alternative="greater").pvalue < SURE)
