@@ -432,7 +432,7 @@ def test_every_sign_has_its_place(sign: str) -> None:
     """Found, not seen, too short or not logged: each sign is accounted for, once."""
     base, change = SICK[sign]
     told = examine(logged(LOGS[base](0) | change))
-    names = [*(each.sign for each in told.diagnoses), *told.clear, *told.too_short, *told.not_logged]
+    names = [*(each.sign for each in told.diagnoses), *told.clear, *told.too_short, *told.not_asked, *told.not_logged]
     assert sorted(names) == sorted(SIGNS)
 
 
@@ -460,7 +460,7 @@ def test_a_reference_free_log_of_trl_is_told_by_its_rewards() -> None:
         columns[f"rewards/{reply}"] = 0.1 * columns[f"logps/{reply}"]
     run = logged(columns)
     assert run.implicit_rewards == "likelihood"
-    assert "wrong-reference" not in found(run)
+    assert examine(run).not_asked == ("wrong-reference", "memorised-epochs")
 
 
 def state(folder: Path, columns: Columns) -> Path:

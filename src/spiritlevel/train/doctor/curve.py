@@ -6,7 +6,7 @@ of every step. Medians and ranks: one wild batch changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -130,7 +130,8 @@ class Run:
         methods without a reference; None, where they are a reward model's or the log does not tell."""
         if "reward_chosen" not in self or "reward_rejected" not in self:
             return None
-        for name, objective in OBJECTIVES.items():  # ours log their own loss under their name
+        objectives: Iterable[tuple[str, type]] = OBJECTIVES.items()
+        for name, objective in objectives:  # ours log their own loss under their name
             if name in self and issubclass(objective, Pairwise):
                 return "ratio" if objective.needs_reference else "likelihood"
         if self.logged_as.get("reward_chosen") != "rewards/chosen":

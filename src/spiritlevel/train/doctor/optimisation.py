@@ -15,6 +15,16 @@ from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 MAX_GRAD_NORM = 1.0
 
 
+def without_rollouts(run: Run) -> bool:
+    """The loss then is of data that stay the same."""
+    return not run.has_rollouts
+
+
+def text_alone(run: Run) -> bool:
+    """SFT: neither rollouts nor pairs, whose loss goes to zero anyway."""
+    return not run.has_rollouts and "margin" not in run
+
+
 @sign(
     "not-finite",
     "critical",
@@ -51,6 +61,7 @@ def not_finite(run: Run) -> Evidence | None:
     remedy="Lower the learning rate three- to tenfold, warm up over 5 to 10 % of the steps, and keep gradient "
     "clipping on.",
     source="Goyal et al. 2017, arXiv:1706.02677; Wortsman et al. 2023, arXiv:2309.14322",
+    asked_of=without_rollouts,
 )
 def loss_diverged(run: Run) -> Evidence | None:
     """The loss rises for sure from its best fifth on, ends half as high again as there, and no lower than it began. A
@@ -74,6 +85,7 @@ def loss_diverged(run: Run) -> Evidence | None:
     remedy="Lower the learning rate three- to tenfold (DPO: about 5e-7 to 1e-6 for full weights, ten times that "
     "for LoRA), or raise the batch size; with DPO also look at beta.",
     source="Rafailov et al. 2023, arXiv:2305.18290 (app. B); Schulman & Thinking Machines 2025, LoRA Without Regret",
+    asked_of=without_rollouts,
 )
 def learning_rate_too_high(run: Run) -> Evidence | None:
     """The loss rises for sure by 15 % from its best fifth on, without having diverged; or, where the loss began at ln
@@ -98,12 +110,13 @@ def learning_rate_too_high(run: Run) -> Evidence | None:
     remedy="Check that the adapter's weights ask for gradients and change; then raise the learning rate three- to "
     "tenfold. LoRA needs about ten times the rate of full weights.",
     source="Schulman & Thinking Machines 2025, LoRA Without Regret; Biderman et al. 2024, arXiv:2405.09673",
+    asked_of=without_rollouts,
 )
 def loss_flat(run: Run) -> Evidence | None:
     """All fifths of the run have the same loss to 5 %, and its first points no more; the batches are so even, or so
     many, that a change of 5 % would have shown (three standard errors of a median). Not asked of rollouts."""
     loss = run["loss"]
-    if run.has_rollouts or loss.end <= 0 or loss.direction or ("margin" in run and stuck_at_ln_2(run)):
+    if loss.end <= 0 or loss.direction or ("margin" in run and stuck_at_ln_2(run)):
         return None
     noise = 1.4826 * float(np.median(np.abs(loss.finite - np.median(loss.finite))))
     unsure = 3 * 1.2533 * noise * (2 / (len(loss) / 5)) ** 0.5
@@ -167,13 +180,14 @@ def no_gradient(run: Run) -> Evidence | None:
     "back, and it says much the same whatever it is asked.",
     remedy="Begin anew with a learning rate three to ten times lower and a warm-up; no later step mends this.",
     source="Glorot & Bengio 2010 (saturation); Wortsman et al. 2023, arXiv:2309.14322",
+    asked_of=without_rollouts,
 )
 def gradient_vanished(run: Run) -> Evidence | None:
     """The gradient's norm ends below 1 % of what it was at the first points, while the loss is still more than a third
     of what it was: there is much left to learn and nothing to learn it by. A loss that is nearly 0 has no gradient
     rightly. Not asked of rollouts."""
     norm, loss = run["grad_norm"], run["loss"]
-    if run.has_rollouts or loss.first <= 0 or loss.end < loss.first / 3:
+    if loss.first <= 0 or loss.end < loss.first / 3:
         return None
     begun = float(np.median(norm.finite[:3]))
     if begun < 1e-10 or float(np.median(norm.late)) >= 0.01 * begun:
@@ -219,6 +233,7 @@ def gradient_always_clipped(run: Run) -> Evidence | None:
     cause="The first steps have the full learning rate while Adam's second moments are still unknown, and overshoot.",
     remedy="Warm up over 5 to 10 % of the steps.",
     source="Goyal et al. 2017, arXiv:1706.02677; Ma & Yarats 2019, arXiv:1910.04209",
+    asked_of=without_rollouts,
 )
 def no_warm_up(run: Run) -> Evidence | None:
     """The first learning rate logged is already 90 % of the peak, and the loss of the first tenth (from its second
@@ -228,7 +243,7 @@ def no_warm_up(run: Run) -> Evidence | None:
     early = loss.finite[1 : max(6, len(loss) // 10)]
     later = np.array_split(loss.finite, 5)[1]
     height = float(np.median(early))
-    if run.has_rollouts or rate.first < 0.9 * rate.finite.max() or loss.first <= 0:
+    if rate.first < 0.9 * rate.finite.max() or loss.first <= 0:
         return None
     if height < 1.3 * max(loss.first, float(np.median(later))):
         return None
@@ -249,6 +264,7 @@ def no_warm_up(run: Run) -> Evidence | None:
     remedy="Take the checkpoint of the lowest validation loss; train for fewer epochs, at a lower rate, or on more "
     "data.",
     source="Prechelt 1998, Early Stopping - But When?",
+    asked_of=without_rollouts,
 )
 def validation_loss_rises(run: Run) -> Evidence | None:
     """The validation loss has risen at two evaluations or more since its best, by 5 % in all, while the training loss
@@ -275,13 +291,12 @@ def validation_loss_rises(run: Run) -> Evidence | None:
     "their loss.",
     source="Howard & Whitaker 2023, Can LLMs learn from a single example?; Ouyang et al. 2022, arXiv:2203.02155 "
     "(sec. 3.5)",
+    asked_of=text_alone,
 )
 def memorised_epochs(run: Run) -> Evidence | None:
     """From the last half of an epoch to the first half of the next the loss falls for sure, by 20 %, and more than
     twice as much as within the epoch: a staircase. Needs 20 points in both epochs. Not asked of rollouts, and of
     preferences not, whose loss goes to zero anyway."""
-    if run.has_rollouts or "margin" in run:
-        return None
     loss, epochs = run["loss"], run["epoch"]
     _, ours, theirs = np.intersect1d(loss.at, epochs.at, return_indices=True)
     # A row logged at the end of epoch 1 has epoch 1.0 and belongs to it.
@@ -307,7 +322,7 @@ def _climb(run: Run) -> tuple[int, float] | None:
     """(the best fifth, how many times its loss the last one's is), if the loss rises for sure from there on."""
     loss = run["loss"]
     best = int(np.argmin(loss.fifths))
-    if run.has_rollouts or loss.fifths[best] <= 0 or best == 4 or direction(loss.since(best)) <= 0:
+    if loss.fifths[best] <= 0 or best == 4 or direction(loss.since(best)) <= 0:
         return None
     return best, loss.end / loss.fifths[best]
 

@@ -10,6 +10,14 @@ from spiritlevel.train.doctor.curve import Run, figure
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
 
+def with_reference(run: Run) -> bool:
+    return run.implicit_rewards == "ratio"
+
+
+def with_implicit_rewards(run: Run) -> bool:
+    return run.implicit_rewards is not None
+
+
 @sign(
     "wrong-reference",
     "critical",
@@ -21,13 +29,14 @@ from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
     "off). `spiritlevel train` does; with TRL pass ref_model explicitly and look for a loss of ln 2 = 0.693 at "
     "step 1.",
     source="Rafailov et al. 2023, arXiv:2305.18290 (eq. 7 at the reference); trl#1193, trl#6443",
+    asked_of=with_reference,
 )
 def wrong_reference(run: Run) -> Evidence | None:
     """A policy that is its reference has rewards of exactly 0. The first rewards logged are beyond 0.1 (at beta 0.1
     one nat a reply, far above rounding) and at least half of what the first fifth has, so they did not grow from 0;
     and, where the log leaves steps out, no quick learner explains them, which would win three pairs in four by then.
     Not asked where there is no reference."""
-    if run.implicit_rewards != "ratio" or not _begins_at_the_start(run):
+    if not _begins_at_the_start(run):
         return None
     evidence = []
     for name in ("reward_chosen", "reward_rejected"):
@@ -92,13 +101,12 @@ def stuck_at_ln_2(run: Run) -> Evidence | None:
     remedy="Add an NLL term on the chosen replies (`--nll-weight 1`; TRL: loss_type ['sigmoid', 'sft']), lower the "
     "learning rate, stop earlier, or drop pairs that hardly differ.",
     source="Razin et al. 2024, arXiv:2410.08847; Pal et al. 2024, arXiv:2402.13228; Pang et al. 2024, arXiv:2404.19733",
+    asked_of=with_implicit_rewards,
 )
 def likelihood_displacement(run: Run) -> Evidence | None:
     """The chosen replies' implicit reward ends at least 0.5 below its beginning (at beta 0.1 a reply 150 times less
     likely), by at least half of what the margin has won, and stays down over nine points in ten of the last two
     fifths. Less is usual in DPO. The beginning is 0 where there is a reference."""
-    if run.implicit_rewards is None:
-        return None
     chosen, margin = run["reward_chosen"], run["margin"]
     begun = (0.0, 0.0) if run.implicit_rewards == "ratio" else (chosen.start, margin.start)
     fallen, won = begun[0] - float(np.median(chosen.late)), float(np.median(margin.late)) - begun[1]
