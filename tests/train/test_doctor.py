@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spiritlevel.cli import main as cli
@@ -434,6 +434,27 @@ def test_every_sign_has_its_place(sign: str) -> None:
     told = examine(logged(LOGS[base](0) | change))
     names = [*(each.sign for each in told.diagnoses), *told.clear, *told.too_short, *told.not_asked, *told.not_logged]
     assert sorted(names) == sorted(SIGNS)
+
+
+numbers = st.floats(width=32) | st.sampled_from([0.0, 1.0, -1.0])
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    columns=st.dictionaries(
+        st.sampled_from(sorted({name for make in LOGS.values() for name in make(0)} | {"dpo", "simpo", "nll"})),
+        st.lists(numbers, min_size=1, max_size=4),
+        min_size=1,
+    ),
+    count=st.integers(1, 130),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers near the end of what floats hold
+def test_whatever_a_log_holds_it_is_read_to_the_end(columns: dict[str, list[float]], count: int) -> None:
+    log = [{name: values[step % len(values)] for name, values in columns.items()} for step in range(count)]
+    told = examine(read_rows(log))
+    assert all(line for diagnosis in told.diagnoses for line in diagnosis.evidence)
+    if not any(np.isfinite(value) for values in columns.values() for value in values):
+        assert {diagnosis.sign for diagnosis in told.diagnoses} <= {"not-finite"}
 
 
 # --- reading -----------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from scipy.stats import kendalltau
 
 from spiritlevel.train.objectives import OBJECTIVES, Pairwise
 
-# Chance of seeing a trend in a curve that has none. A run is asked some twenty questions, so one run in a hundred would
-# show a false trend somewhere; and each sign asks for a size of change besides.
+# Chance of seeing a trend in a curve that has none. Of some thirty curves and questions one run in thirty would show a
+# false trend somewhere; so each sign asks for a size of change besides.
 SURE = 1e-3
 # Longer curves are read as medians of so many stretches: neighbours in a long curve are too alike to count as evidence
 # one by one.
@@ -54,12 +54,12 @@ class Curve:
 
     @cached_property
     def fifths(self) -> list[float]:
-        """The medians of five equal stretches of the run."""
-        return [float(np.median(part)) for part in np.array_split(self.finite, 5)]
+        """The medians of five equal stretches of the run; nan where there are fewer than five points."""
+        return [float(np.median(part)) if len(part) else np.nan for part in np.array_split(self.finite, 5)]
 
     @property
     def first(self) -> float:
-        return float(self.finite[0])
+        return float(self.finite[0]) if len(self) else np.nan
 
     @property
     def start(self) -> float:
@@ -138,8 +138,8 @@ class Run:
             return None
         if "logprob_chosen" in self:
             rewards, likelihoods = together(self["reward_chosen"], self["logprob_chosen"])
-            scale = rewards / np.where(likelihoods == 0, np.nan, likelihoods)
-            if len(scale) and np.nanmax(np.abs(scale - np.nanmedian(scale))) <= 0.01 * abs(np.nanmedian(scale)):
+            scale = rewards[likelihoods != 0] / likelihoods[likelihoods != 0]
+            if len(scale) and np.ptp(scale) <= 0.01 * abs(np.median(scale)):
                 return "likelihood"
         return "ratio"
 
