@@ -50,13 +50,15 @@ def _print(run: Run, examination: Examination) -> None:
     out.print(f"[bold]{told}[/]: {looked} other signs looked for and not seen", soft_wrap=True)
     if short:
         out.print(f"not enough steps to look for {short}: {', '.join(examination.too_short)}", soft_wrap=True)
+    if examination.not_asked:
+        out.print(f"without meaning in such a training: {', '.join(examination.not_asked)}", soft_wrap=True)
     if missing:
         out.print(f"not logged, what {missing} more would need: {', '.join(examination.not_logged)}", soft_wrap=True)
 
 
 def _panel(diagnosis: Diagnosis) -> Panel:
     evidence = "\n".join(f"• {escape(line)}" for line in diagnosis.evidence)
-    text = f"{evidence}\n[bold]likely[/] {escape(diagnosis.cause)}\n[bold]do[/] {escape(diagnosis.remedy)}"
+    text = f"{evidence}\n[bold]Likely:[/] {escape(diagnosis.cause)}\n[bold]Do:[/] {escape(diagnosis.remedy)}"
     colour = _COLOURS[diagnosis.severity]
     return Panel(
         f"{text}\n[dim]{escape(diagnosis.source)}[/]",

@@ -6,7 +6,7 @@ of every step. Medians and ranks: one wild batch changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-# Chance of seeing a trend in a curve that has none. A run is asked some twenty questions, so one run in a hundred would
-# show a false trend somewhere; and each sign asks for a size of change besides.
+from spiritlevel.train.objectives import OBJECTIVES, Pairwise
+
+# Chance of seeing a trend in a curve that has none. Of some thirty curves and questions one run in thirty would show a
+# false trend somewhere; so each sign asks for a size of change besides.
 SURE = 1e-3
 # Longer curves are read as medians of so many stretches: neighbours in a long curve are too alike to count as evidence
 # one by one.
@@ -52,12 +54,12 @@ class Curve:
 
     @cached_property
     def fifths(self) -> list[float]:
-        """The medians of five equal stretches of the run."""
-        return [float(np.median(part)) for part in np.array_split(self.finite, 5)]
+        """The medians of five equal stretches of the run; nan where there are fewer than five points."""
+        return [float(np.median(part)) if len(part) else np.nan for part in np.array_split(self.finite, 5)]
 
     @property
     def first(self) -> float:
-        return float(self.finite[0])
+        return float(self.finite[0]) if len(self) else np.nan
 
     @property
     def start(self) -> float:
@@ -120,7 +122,7 @@ class Run:
     def has_rollouts(self) -> bool:
         """PPO, RLOO, GRPO and their like: the loss is then no measure of progress, since its data change with the
         policy."""
-        return "reward" in self
+        return "reward" in self and "margin" not in self
 
     @cached_property
     def implicit_rewards(self) -> str | None:
@@ -128,16 +130,16 @@ class Run:
         methods without a reference; None, where they are a reward model's or the log does not tell."""
         if "reward_chosen" not in self or "reward_rejected" not in self:
             return None
-        if any(name in self for name in ("dpo", "cdpo", "robust-dpo", "ipo", "hinge")):
-            return "ratio"
-        if any(name in self for name in ("simpo", "cpo", "orpo")):
-            return "likelihood"
+        objectives: Iterable[tuple[str, type]] = OBJECTIVES.items()
+        for name, objective in objectives:  # ours log their own loss under their name
+            if name in self and issubclass(objective, Pairwise):
+                return "ratio" if objective.needs_reference else "likelihood"
         if self.logged_as.get("reward_chosen") != "rewards/chosen":
             return None
         if "logprob_chosen" in self:
             rewards, likelihoods = together(self["reward_chosen"], self["logprob_chosen"])
-            scale = rewards / np.where(likelihoods == 0, np.nan, likelihoods)
-            if len(scale) and np.nanmax(np.abs(scale - np.nanmedian(scale))) <= 0.01 * abs(np.nanmedian(scale)):
+            scale = rewards[likelihoods != 0] / likelihoods[likelihoods != 0]
+            if len(scale) and np.ptp(scale) <= 0.01 * abs(np.median(scale)):
                 return "likelihood"
         return "ratio"
 

@@ -7,12 +7,22 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from spiritlevel.train.doctor.curve import SURE, Run, direction, figure
+from spiritlevel.train.doctor.curve import SURE, Numbers, Run, direction, figure
 from spiritlevel.train.doctor.preference import stuck_at_ln_2
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
 # Ours and transformers' default.
 MAX_GRAD_NORM = 1.0
+
+
+def without_rollouts(run: Run) -> bool:
+    """The loss then is of data that stay the same."""
+    return not run.has_rollouts
+
+
+def text_alone(run: Run) -> bool:
+    """SFT: neither rollouts nor pairs, whose loss goes to zero anyway."""
+    return not run.has_rollouts and "margin" not in run
 
 
 @sign(
@@ -51,6 +61,7 @@ def not_finite(run: Run) -> Evidence | None:
     remedy="Lower the learning rate three- to tenfold, warm up over 5 to 10 % of the steps, and keep gradient "
     "clipping on.",
     source="Goyal et al. 2017, arXiv:1706.02677; Wortsman et al. 2023, arXiv:2309.14322",
+    asked_of=without_rollouts,
 )
 def loss_diverged(run: Run) -> Evidence | None:
     """The loss rises for sure from its best fifth on, ends half as high again as there, and no lower than it began. A
@@ -74,17 +85,19 @@ def loss_diverged(run: Run) -> Evidence | None:
     remedy="Lower the learning rate three- to tenfold (DPO: about 5e-7 to 1e-6 for full weights, ten times that "
     "for LoRA), or raise the batch size; with DPO also look at beta.",
     source="Rafailov et al. 2023, arXiv:2305.18290 (app. B); Schulman & Thinking Machines 2025, LoRA Without Regret",
+    asked_of=without_rollouts,
 )
 def learning_rate_too_high(run: Run) -> Evidence | None:
     """The loss rises for sure by 15 % from its best fifth on, without having diverged; or, where the loss began at ln
-    2 (a preference loss at its reference), it stays 10 % above that: the model is worse at its task than untrained."""
+    2 (a preference loss at its reference), its mean over the last two fifths is 10 % above that by three standard
+    errors: the model is worse at its task than untrained."""
     found = _climb(run)
     loss = run["loss"]
     if loss_diverged(run) is None and found is not None and found[1] >= 1.15:
         return [f"loss {loss.told(found[0])} at its best, then {loss.told()}: it climbs back"]
-    above = float(np.mean(loss.late > 1.1 * np.log(2)))
-    if "margin" in run and abs(loss.first - np.log(2)) <= 0.02 and loss.end > 1.1 * np.log(2) and above >= 0.75:
-        return [f"loss {figure(loss.first)} at first, ln 2, and {loss.told()} at the end: worse than untrained"]
+    mean, error = float(np.mean(loss.late)), float(np.std(loss.late)) / len(loss.late) ** 0.5
+    if "margin" in run and abs(loss.first - np.log(2)) <= 0.02 and mean - 3 * error > 1.1 * np.log(2):
+        return [f"loss {figure(loss.first)} at first, ln 2; on average {figure(mean)} over the last two fifths"]
     return None
 
 
@@ -97,19 +110,20 @@ def learning_rate_too_high(run: Run) -> Evidence | None:
     remedy="Check that the adapter's weights ask for gradients and change; then raise the learning rate three- to "
     "tenfold. LoRA needs about ten times the rate of full weights.",
     source="Schulman & Thinking Machines 2025, LoRA Without Regret; Biderman et al. 2024, arXiv:2405.09673",
+    asked_of=without_rollouts,
 )
 def loss_flat(run: Run) -> Evidence | None:
-    """All fifths of the run have the same loss to 2 %, as have its first points, and the batches are so even that a
-    change of 2 % would have shown (three standard errors of a median). Not asked of rollouts."""
+    """All fifths of the run have the same loss to 5 %, and its first points no more; the batches are so even, or so
+    many, that a change of 5 % would have shown (three standard errors of a median). Not asked of rollouts."""
     loss = run["loss"]
-    if run.has_rollouts or loss.end <= 0 or loss.direction or ("margin" in run and stuck_at_ln_2(run)):
+    if loss.end <= 0 or loss.direction or ("margin" in run and stuck_at_ln_2(run)):
         return None
     noise = 1.4826 * float(np.median(np.abs(loss.finite - np.median(loss.finite))))
     unsure = 3 * 1.2533 * noise * (2 / (len(loss) / 5)) ** 0.5
     began = float(np.median(loss.finite[:3]))
-    if max(loss.fifths) - min(loss.fifths) + unsure > 0.02 * loss.end or began > 1.02 * loss.end + 2 * noise:
+    if max(loss.fifths) - min(loss.fifths) + unsure > 0.05 * loss.end or began > 1.05 * loss.end + 2 * noise:
         return None
-    return [f"loss {loss.course()}: no fifth of the run differs by 2 % from another", *_peak_rate(run)]
+    return [f"loss {loss.course()}: no fifth of the run differs by 5 % from another", *_peak_rate(run)]
 
 
 @sign(
@@ -159,6 +173,32 @@ def no_gradient(run: Run) -> Evidence | None:
 
 
 @sign(
+    "gradient-vanished",
+    "critical",
+    needs={"grad_norm": ENOUGH, "loss": ENOUGH},
+    cause="The model is broken: a learning rate far too high has driven its activations to where nothing passes "
+    "back, and it says much the same whatever it is asked.",
+    remedy="Begin anew with a learning rate three to ten times lower and a warm-up; no later step mends this.",
+    source="Glorot & Bengio 2010 (saturation); Wortsman et al. 2023, arXiv:2309.14322",
+    asked_of=without_rollouts,
+)
+def gradient_vanished(run: Run) -> Evidence | None:
+    """The gradient's norm ends below 1 % of what it was at the first points, while the loss is still more than a third
+    of what it was: there is much left to learn and nothing to learn it by. A loss that is nearly 0 has no gradient
+    rightly. Not asked of rollouts."""
+    norm, loss = run["grad_norm"], run["loss"]
+    if loss.first <= 0 or loss.end < loss.first / 3:
+        return None
+    begun = float(np.median(norm.finite[:3]))
+    if begun < 1e-10 or float(np.median(norm.late)) >= 0.01 * begun:
+        return None
+    return [
+        f"grad_norm {figure(begun)} at first, {norm.told()} at the end",
+        f"loss {figure(loss.first)} at first, {loss.told()}",
+    ]
+
+
+@sign(
     "gradient-always-clipped",
     "minor",
     needs={"grad_norm": ENOUGH, "loss": ENOUGH},
@@ -169,14 +209,14 @@ def no_gradient(run: Run) -> Evidence | None:
     source="Zhang et al. 2019, arXiv:1905.11881; eric-mitchell/direct-preference-optimization (max_grad_norm 10)",
 )
 def gradient_always_clipped(run: Run) -> Evidence | None:
-    """At 95 % of all points the gradient is longer than the clip, at the median three times as long, and what is
-    trained for (loss, or reward) does not get better for sure. Clipping alone is no sign: Adam does not feel a
-    constant factor."""
+    """At 95 % of all points the gradient is longer than the clip, at the median three times as long, and the loss
+    stands still or climbs for sure (of rollouts: the reward falls). Clipping alone is no sign: Adam does not feel a
+    factor."""
     norm = run["grad_norm"]
     limit = float(run.settings.get("max_grad_norm", MAX_GRAD_NORM))
     clipped = int(np.sum(norm.finite > limit))
-    better = run["reward"].direction > 0 if run.has_rollouts else run["loss"].direction < 0
-    if better or clipped < 0.95 * len(norm) or np.median(norm.finite) < 3 * limit:
+    worse = run["reward"].direction < 0 if run.has_rollouts else _climb(run) is not None or loss_flat(run) is not None
+    if not worse or clipped < 0.95 * len(norm) or np.median(norm.finite) < 3 * limit:
         return None
     assumed = "" if "max_grad_norm" in run.settings else " (the usual one; this run does not say its own)"
     return [
@@ -193,6 +233,7 @@ def gradient_always_clipped(run: Run) -> Evidence | None:
     cause="The first steps have the full learning rate while Adam's second moments are still unknown, and overshoot.",
     remedy="Warm up over 5 to 10 % of the steps.",
     source="Goyal et al. 2017, arXiv:1706.02677; Ma & Yarats 2019, arXiv:1910.04209",
+    asked_of=without_rollouts,
 )
 def no_warm_up(run: Run) -> Evidence | None:
     """The first learning rate logged is already 90 % of the peak, and the loss of the first tenth (from its second
@@ -202,11 +243,11 @@ def no_warm_up(run: Run) -> Evidence | None:
     early = loss.finite[1 : max(6, len(loss) // 10)]
     later = np.array_split(loss.finite, 5)[1]
     height = float(np.median(early))
-    if run.has_rollouts or rate.first < 0.9 * rate.finite.max() or loss.first <= 0:
+    if rate.first < 0.9 * rate.finite.max() or loss.first <= 0:
         return None
     if height < 1.3 * max(loss.first, float(np.median(later))):
         return None
-    if mannwhitneyu(early, later, alternative="greater").pvalue >= SURE:
+    if not _falls(early, later):
         return None
     return [
         f"learning_rate starts at {figure(rate.first)}, its peak",
@@ -223,6 +264,7 @@ def no_warm_up(run: Run) -> Evidence | None:
     remedy="Take the checkpoint of the lowest validation loss; train for fewer epochs, at a lower rate, or on more "
     "data.",
     source="Prechelt 1998, Early Stopping - But When?",
+    asked_of=without_rollouts,
 )
 def validation_loss_rises(run: Run) -> Evidence | None:
     """The validation loss has risen at two evaluations or more since its best, by 5 % in all, while the training loss
@@ -249,32 +291,30 @@ def validation_loss_rises(run: Run) -> Evidence | None:
     "their loss.",
     source="Howard & Whitaker 2023, Can LLMs learn from a single example?; Ouyang et al. 2022, arXiv:2203.02155 "
     "(sec. 3.5)",
+    asked_of=text_alone,
 )
 def memorised_epochs(run: Run) -> Evidence | None:
     """From the last half of an epoch to the first half of the next the loss falls for sure, by 20 %, and more than
     twice as much as within the epoch: a staircase. Needs 20 points in both epochs. Not asked of rollouts, and of
     preferences not, whose loss goes to zero anyway."""
-    if run.has_rollouts or "margin" in run:
-        return None
     loss, epochs = run["loss"], run["epoch"]
     _, ours, theirs = np.intersect1d(loss.at, epochs.at, return_indices=True)
     # A row logged at the end of epoch 1 has epoch 1.0 and belongs to it.
     number = np.ceil(epochs.finite[theirs] - 1e-9)
-    parts = [loss.finite[ours][number == epoch] for epoch in np.unique(number)]
+    parts = [(epoch, loss.finite[ours][number == epoch]) for epoch in np.unique(number)]
     evidence = []
-    for index, (old, new) in enumerate(pairwise(parts), start=1):
-        if len(old) < ENOUGH or len(new) < ENOUGH:
+    for (epoch, old), (_, new) in pairwise(parts):
+        if min(len(old), len(new)) < ENOUGH:
             continue
-        first, last, after = old[: len(old) // 2], old[len(old) // 2 :], new[: len(new) // 2]
-        drop = float(np.median(last) - np.median(after))
-        within = max(0.0, float(np.median(first) - np.median(last)))
-        if drop < 0.2 * np.median(last) or drop < 2 * within:
+        last, after = old[len(old) // 2 :], new[: len(new) // 2]
+        early, late, next_ = (float(np.median(part)) for part in (old[: len(old) // 2], last, after))
+        fallen = max(0.0, early - late)
+        if late - next_ < max(0.2 * late, 2 * fallen) or not _falls(last, after):
             continue
-        if mannwhitneyu(last, after, alternative="greater").pvalue < SURE:
-            evidence.append(
-                f"loss {figure(float(np.median(last)))} at the end of epoch {index}, {figure(float(np.median(after)))} "
-                f"at the start of epoch {index + 1}; within epoch {index} it fell by {figure(within)}"
-            )
+        evidence.append(
+            f"loss {figure(late)} at the end of epoch {epoch:.0f}, {figure(next_)} at the start of the next; within "
+            f"epoch {epoch:.0f} it fell by {figure(fallen)}"
+        )
     return evidence or None
 
 
@@ -282,10 +322,15 @@ def _climb(run: Run) -> tuple[int, float] | None:
     """(the best fifth, how many times its loss the last one's is), if the loss rises for sure from there on."""
     loss = run["loss"]
     best = int(np.argmin(loss.fifths))
-    if run.has_rollouts or loss.fifths[best] <= 0 or best == 4 or direction(loss.since(best)) <= 0:
+    if loss.fifths[best] <= 0 or best == 4 or direction(loss.since(best)) <= 0:
         return None
     return best, loss.end / loss.fifths[best]
 
 
 def _peak_rate(run: Run) -> Evidence:
     return [f"peak learning_rate {figure(float(run['learning_rate'].finite.max()))}"] if "learning_rate" in run else []
+
+
+def _falls(before: Numbers, after: Numbers) -> bool:
+    """Whether one stretch is above the next beyond chance (Mann and Whitney's test)."""
+    return bool(mannwhitneyu(before, after, alternative="greater").pvalue < SURE)

@@ -10,6 +10,14 @@ from spiritlevel.train.doctor.curve import Run, figure
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
 
+def with_reference(run: Run) -> bool:
+    return run.implicit_rewards == "ratio"
+
+
+def with_implicit_rewards(run: Run) -> bool:
+    return run.implicit_rewards is not None
+
+
 @sign(
     "wrong-reference",
     "critical",
@@ -21,13 +29,14 @@ from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
     "off). `spiritlevel train` does; with TRL pass ref_model explicitly and look for a loss of ln 2 = 0.693 at "
     "step 1.",
     source="Rafailov et al. 2023, arXiv:2305.18290 (eq. 7 at the reference); trl#1193, trl#6443",
+    asked_of=with_reference,
 )
 def wrong_reference(run: Run) -> Evidence | None:
     """A policy that is its reference has rewards of exactly 0. The first rewards logged are beyond 0.1 (at beta 0.1
     one nat a reply, far above rounding) and at least half of what the first fifth has, so they did not grow from 0;
-    and no quick learner explains them, which would win three pairs in four by then. Not asked where there is no
-    reference."""
-    if run.implicit_rewards != "ratio" or not _begins_at_the_start(run):
+    and, where the log leaves steps out, no quick learner explains them, which would win three pairs in four by then.
+    Not asked where there is no reference."""
+    if not _begins_at_the_start(run):
         return None
     evidence = []
     for name in ("reward_chosen", "reward_rejected"):
@@ -37,8 +46,9 @@ def wrong_reference(run: Run) -> Evidence | None:
             evidence.append(f"{name} is {figure(curve.first)} at step {curve.at[0]:.0f}, where it must be 0")
     if not evidence or _learnt_at_once(run):
         return None
-    if "loss" in run and "nll" not in run:
-        evidence.append(f"loss is {figure(run['loss'].first)} there; DPO's is ln 2 = 0.693 at its reference")
+    for name in ("dpo", "cdpo", "robust-dpo"):
+        if name in run:
+            evidence.append(f"the {name} loss is {figure(run[name].first)} there; at its reference it is ln 2 = 0.693")
     return evidence
 
 
@@ -49,10 +59,11 @@ def _begins_at_the_start(run: Run) -> bool:
 
 
 def _learnt_at_once(run: Run) -> bool:
-    if "accuracy" not in run:
+    """Whether the rewards can have been learnt before the first log; in a log of every step they can't."""
+    steps = run["reward_chosen"].at
+    if "accuracy" not in run or steps[0] == steps[1] - steps[0] == 1:
         return False
-    accuracy = run["accuracy"].finite
-    return float(np.mean(accuracy[: max(1, min(3, len(accuracy) // 20))])) >= 0.75
+    return run["accuracy"].first >= 0.75
 
 
 @sign(
@@ -60,7 +71,8 @@ def _learnt_at_once(run: Run) -> bool:
     "serious",
     needs={"loss": ENOUGH, "margin": ENOUGH},
     cause="The model has not moved from where it began: a learning rate far too low, an adapter that is off or not "
-    "in the optimiser, a beta so small that no margin shows, or chosen and rejected replies that are the same.",
+    "in the optimiser, a beta so small that no margin shows, labels that are noise, or chosen and rejected "
+    "replies that are the same.",
     remedy="Check that the weights change and that the pairs differ (`spiritlevel data check`); then raise the "
     "learning rate tenfold.",
     source="Rafailov et al. 2023, arXiv:2305.18290; trl#1962 (loss stuck at 0.6931)",
@@ -89,13 +101,12 @@ def stuck_at_ln_2(run: Run) -> Evidence | None:
     remedy="Add an NLL term on the chosen replies (`--nll-weight 1`; TRL: loss_type ['sigmoid', 'sft']), lower the "
     "learning rate, stop earlier, or drop pairs that hardly differ.",
     source="Razin et al. 2024, arXiv:2410.08847; Pal et al. 2024, arXiv:2402.13228; Pang et al. 2024, arXiv:2404.19733",
+    asked_of=with_implicit_rewards,
 )
 def likelihood_displacement(run: Run) -> Evidence | None:
     """The chosen replies' implicit reward ends at least 0.5 below its beginning (at beta 0.1 a reply 150 times less
     likely), by at least half of what the margin has won, and stays down over nine points in ten of the last two
     fifths. Less is usual in DPO. The beginning is 0 where there is a reference."""
-    if run.implicit_rewards is None:
-        return None
     chosen, margin = run["reward_chosen"], run["margin"]
     begun = (0.0, 0.0) if run.implicit_rewards == "ratio" else (chosen.start, margin.start)
     fallen, won = begun[0] - float(np.median(chosen.late)), float(np.median(margin.late)) - begun[1]
@@ -150,6 +161,28 @@ def preference_inverted(run: Run) -> Evidence | None:
     if margin.direction >= 0 or margin.end >= 0 or accuracy.end >= min(0.5, accuracy.start):
         return None
     return [f"margin {margin.course()}", f"accuracy {accuracy.course()}"]
+
+
+@sign(
+    "accuracy-at-chance",
+    "serious",
+    needs={"accuracy": 50, "margin": 50},
+    cause="The pairs teach nothing that holds for the next ones: labels at random, chosen and rejected that hardly "
+    "differ, replies cut before they differ, or pairs put together wrongly.",
+    remedy="Read twenty pairs as the trainer sees them; look for duplicates with opposite labels, and at how much "
+    "truncation cuts off.",
+    source="Wang et al. 2024, arXiv:2401.06080 (noise in preferences); Northcutt et al. 2021, arXiv:1911.00068",
+)
+def accuracy_at_chance(run: Run) -> Evidence | None:
+    """Over the last two fifths the mean accuracy is below 55 % by three standard errors, and neither accuracy nor
+    margin rises for sure, though the margins have moved. Human labels are learnt to 60 to 70 %."""
+    accuracy, margin = run["accuracy"], run["margin"]
+    mean, error = float(np.mean(accuracy.late)), float(np.std(accuracy.late)) / len(accuracy.late) ** 0.5
+    if mean + 3 * error >= 0.55 or accuracy.direction > 0 or margin.direction > 0:
+        return None
+    if preference_inverted(run) or ("loss" in run and stuck_at_ln_2(run)):
+        return None
+    return [f"accuracy {mean:.1%} over the last two fifths", f"margin {margin.course()}"]
 
 
 @sign(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,28 @@ def read_run(path: Path) -> Run:
         rows = _objects(source, read_jsonl(source))
     else:
         rows = _read_state(source)
-    curves, logged_as = _curves(rows)
-    if not curves:
+    run = read_rows(rows)
+    if not run.curves:
         raise SpiritLevelError("holds no metrics", where=str(source), remedy=_REMEDY)
-    return Run(curves, logged_as, _settings(path if path.is_dir() else path.parent), str(source))
+    return replace(run, settings=_settings(path if path.is_dir() else path.parent), source=str(source))
+
+
+def read_rows(rows: Iterable[Mapping[str, Any]]) -> Run:
+    """The curves of logs in order, such as what `train` returns; of their values only numbers are read.
+
+    Where a step was logged twice, as after a restart, the later log holds; a log without a step has its place as one.
+    """
+    points: dict[str, dict[float, float]] = {}
+    logged_as: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        numbers = {name: float(value) for name, value in row.items() if _is_number(value)}
+        step = next((numbers[name] for name in STEPS if name in numbers), float(number))
+        for name, (logged, value) in canonical(numbers).items():
+            if name not in STEPS:
+                points.setdefault(name, {})[step] = value
+                logged_as[name] = logged
+    curves = {name: Curve(*zip(*sorted(curve.items()), strict=True)) for name, curve in points.items()}
+    return Run(curves, logged_as)
 
 
 def _find(folder: Path) -> Path:
@@ -103,21 +122,6 @@ def _joined(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for row in rows:
         by_step.setdefault(row["step"], {}).update(row)
     return list(by_step.values())
-
-
-def _curves(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Curve], dict[str, str]]:
-    """Curves by canonical name. Where a step was logged twice, as after a restart, the later log holds."""
-    points: dict[str, dict[float, float]] = {}
-    logged_as: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        numbers = {name: float(value) for name, value in row.items() if _is_number(value)}
-        step = next((numbers[name] for name in STEPS if name in numbers), float(number))
-        for name, (logged, value) in canonical(numbers).items():
-            if name not in STEPS:
-                points.setdefault(name, {})[step] = value
-                logged_as[name] = logged
-    curves = {name: Curve(*zip(*sorted(curve.items()), strict=True)) for name, curve in points.items()}
-    return curves, logged_as
 
 
 def _is_number(value: object) -> bool:

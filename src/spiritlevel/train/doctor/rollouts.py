@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import kendalltau
 
-from spiritlevel.train.doctor.curve import SURE, Run, together
+from spiritlevel.train.doctor.curve import SURE, Run, direction, together
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
 
@@ -241,14 +241,13 @@ def eos_never_learnt(run: Run) -> Evidence | None:
     source="Huang et al. 2024, arXiv:2403.17031; Yuan et al. 2025, arXiv:2503.01491",
 )
 def value_collapse(run: Run) -> Evidence | None:
-    """At the median of the last two fifths the explained variance is below 0, worse than a constant; or below 0.1
-    after a fifth of the run had more than 0.3, with a fall for sure since."""
+    """At the median of the last two fifths the explained variance is below 0, worse than a constant; or a fifth of the
+    run had more than 0.3, and it fell for sure since then, to below 0.1 at the end."""
     explained = run["value_explained_variance"]
-    late = float(np.median(explained.late))
-    collapsed = late < 0.1 and max(explained.fifths) > 0.3 and explained.direction < 0
+    late, best = float(np.median(explained.late)), int(np.argmax(explained.fifths))
+    collapsed = explained.fifths[best] > 0.3 and explained.end < 0.1 and direction(explained.since(best)) < 0
     if late >= 0 and not collapsed:
         return None
-    best = int(np.argmax(explained.fifths))
     return [
         f"value_explained_variance {explained.told(best)} at its best, {explained.told()} at the end",
         *_course(run, "value_loss"),

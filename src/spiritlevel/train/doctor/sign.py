@@ -34,7 +34,8 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Sign:
-    """needs: the curves it reads and the fewest points of each. `looks_for` says when it is found, and why so."""
+    """needs: the curves it reads and the fewest points of each. asked_of: the runs in which it means something.
+    `looks_for` says when it is found, and why so."""
 
     name: str
     severity: Severity
@@ -43,6 +44,7 @@ class Sign:
     remedy: str
     source: str
     look: Look
+    asked_of: Callable[[Run], bool]
 
     @property
     def looks_for(self) -> str:
@@ -58,13 +60,18 @@ class Sign:
 SIGNS: dict[str, Sign] = {}
 
 
+def any_run(run: Run) -> bool:
+    return True
+
+
 def sign(
-    name: str, severity: Severity, *, needs: Mapping[str, int], cause: str, remedy: str, source: str
-) -> Callable[[Look], Look]:
+    name: str, severity: Severity, *, needs: Mapping[str, int], cause: str, remedy: str, source: str,
+    asked_of: Callable[[Run], bool] = any_run,
+) -> Callable[[Look], Look]:  # fmt: skip
     """Register a function as a sign. Its docstring is the documentation: when the sign is found, and why so."""
 
     def register(look: Look) -> Look:
-        SIGNS[name] = Sign(name, severity, needs, cause, remedy, source, look)
+        SIGNS[name] = Sign(name, severity, needs, cause, remedy, source, look, asked_of)
         return look
 
     return register
@@ -73,22 +80,26 @@ def sign(
 @dataclass(frozen=True)
 class Examination:
     """diagnoses: worst first. The other signs by name: `clear` was looked for and not found, `too_short` needs more
-    points, `not_logged` -> the curves that the run lacks."""
+    points, `not_asked` means nothing in such a training, `not_logged` -> the curves that the run lacks."""
 
     diagnoses: tuple[Diagnosis, ...]
     clear: tuple[str, ...]
     too_short: tuple[str, ...]
+    not_asked: tuple[str, ...]
     not_logged: dict[str, tuple[str, ...]]
 
 
 def examine(run: Run) -> Examination:
     """Ask every sign."""
-    found, clear, too_short = [], [], []
+    found: list[Diagnosis] = []
+    clear, too_short, not_asked = [], [], []
     not_logged: dict[str, tuple[str, ...]] = {}
     for each in SIGNS.values():
         missing = tuple(name for name in each.needs if name not in run)
         if missing:
             not_logged[each.name] = missing
+        elif not each.asked_of(run):
+            not_asked.append(each.name)
         elif any(len(run[name]) < points for name, points in each.needs.items()):
             too_short.append(each.name)
         elif diagnosis := each(run):
@@ -96,4 +107,4 @@ def examine(run: Run) -> Examination:
         else:
             clear.append(each.name)
     found.sort(key=lambda diagnosis: SEVERITIES.index(diagnosis.severity))
-    return Examination(tuple(found), tuple(clear), tuple(too_short), not_logged)
+    return Examination(tuple(found), tuple(clear), tuple(too_short), tuple(not_asked), not_logged)
