@@ -89,7 +89,7 @@ def test_planted_duplicates_name_the_first_of_their_kind() -> None:
     long = "An invoice is due on the tenth of the month after it was sent, unless your contract says otherwise. " + (
         "Whoever pays later owes interest from the day on which it was due."
     )
-    near = long.replace("An invoice", "A bill")
+    near = long.replace("An invoice", "Any invoice")
     rows = [pair(1, long), pair(2), pair(3, long), pair(4, near), pair(5, "another question")]
     _, dropped = curate(rows, [])
     assert [(each.row.number, each.why.reason, each.why.evidence["first_line"]) for each in dropped] == [
