@@ -86,8 +86,10 @@ def test_a_reply_that_is_liked_here_and_not_there_is_a_contradiction() -> None:
 
 
 def test_planted_duplicates_name_the_first_of_their_kind() -> None:
-    long = "Every invoice is due on the tenth of the following month unless your contract says something else about it."
-    near = long.replace("Every", "Each")
+    long = "An invoice is due on the tenth of the month after it was sent, unless your contract says otherwise. " + (
+        "Whoever pays later owes interest from the day on which it was due."
+    )
+    near = long.replace("An invoice", "Any invoice")
     rows = [pair(1, long), pair(2), pair(3, long), pair(4, near), pair(5, "another question")]
     _, dropped = curate(rows, [])
     assert [(each.row.number, each.why.reason, each.why.evidence["first_line"]) for each in dropped] == [
@@ -125,13 +127,15 @@ def test_a_conversation_that_the_template_refuses_is_dropped_by_its_words() -> N
 
 def test_a_charter_forbids_what_its_own_checks_forbid() -> None:
     charter = load_charter(TEMPLATES / "accounting")
-    rule = next(rule for rule in charter.rules if rule.checks and rule.examples.bad)
-    judge = breaking(charter_checks(charter))
-    rows = [pair(n, each.prompt, each.reply) for n, each in enumerate(rule.examples.bad, start=1)]
-    good = [pair(n + 100, each.prompt, each.reply) for n, each in enumerate(rule.examples.good, start=1)]
-    dropped = [row.number for row in [*rows, *good] if (found := judge(row)) is not None and found.rule == rule.id]
-    assert dropped == [row.number for row in rows]
-    assert judge(pair(1, rows[0].prompt[0]["content"], None, rows[0].chosen)) is None  # nothing that is learnt
+    always = [rule for rule in charter.rules if rule.checks and not any(spec.when for spec in rule.checks)]
+    assert always
+    for rule in always:
+        judge = breaking({rule.id: charter_checks(charter)[rule.id]})
+        for example in rule.examples.bad:
+            found = judge(pair(1, example.prompt, example.reply))
+            assert found is not None and found.rule == rule.id
+            assert judge(pair(1, example.prompt, None, example.reply)) is None  # nothing that is learnt
+        assert not [each for each in rule.examples.good if judge(pair(1, each.prompt, each.reply))]
 
 
 def test_any_check_can_be_a_filter() -> None:

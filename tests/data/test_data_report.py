@@ -177,6 +177,7 @@ def test_what_is_cut_is_what_slicing_the_tokens_cuts(
 
 
 BARE = TEMPLATE.replace("{{ bos_token }}", "")
+THINKING = TEMPLATE.replace("assistant\n' }}", "assistant\n<think>' }}")
 FAULTY: dict[str, tuple[dict[str, Any], set[str]]] = {
     "sound": ({"chat_template": BARE, "bos_token": None, "pad_token": OPENING}, set()),
     "padding": ({"chat_template": BARE, "bos_token": None}, {"pad_is_eos"}),
@@ -190,7 +191,7 @@ FAULTY: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"double_bos", "no_generation_prompt"},
     ),
     "no prefix": (
-        {"chat_template": TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>' }}"), "pad_token": "!"},
+        {"chat_template": THINKING, "pad_token": "!"},
         {"double_bos", "not_a_prefix"},
     ),
     "system refused": (
@@ -219,8 +220,7 @@ def test_each_fault_of_a_template_is_found_by_trying(case: str) -> None:
 def test_rows_show_what_the_template_does_to_them(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
-        "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with the person') }}{% endif %}"
-        + TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>' }}")
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with the person') }}{% endif %}" + THINKING
     )
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
     early = {"prompt": [assistant("Hi")], "completion": [assistant("a")]}

@@ -95,15 +95,15 @@ def _bos(tokenizer: Any) -> Fault | None:
     if bos is None:
         return None
     rendered = _rendered(tokenizer, user(_ASKED), assistant(_SAID))
-    tokens = tokenizer(rendered)["input_ids"]
-    if tokens[:2] == [bos, bos]:
+    if tokenizer(rendered)["input_ids"][:2] == [bos, bos]:
         evidence = f"the template writes {tokenizer.bos_token!r} and the tokenizer adds it again"
         advice = (
             "Tokenize rendered conversations with add_special_tokens=False, or at once with apply_chat_template"
             " (TRL and Spirit Level do); don't store rendered text as a plain-text data set."
         )
         return Fault("double_bos", "Two start tokens", evidence, advice)
-    if tokenizer(_ASKED)["input_ids"][:1] == [bos] != tokens[:1]:
+    alone = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    if tokenizer(_ASKED)["input_ids"][:1] == [bos] != alone[:1]:
         evidence = f"plain text begins with {tokenizer.bos_token!r}, a rendered conversation does not"
         return Fault("no_bos", "No start token", evidence, "Compare with the template that the model's makers publish.")
     return None

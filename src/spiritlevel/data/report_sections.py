@@ -101,7 +101,7 @@ def truncation(lengths: Sequence[Lengths], max_length: int) -> Section:
         ),
         Figure(
             "tokens_lost", "Tokens lost", "count", lost, tone_of(lost, every),
-            "By dropping and cutting, of all tokens that are trained on, a prompt counted with each of its replies.",
+            "By dropping and cutting, of all that a trainer is given, a prompt counted with each of its replies.",
             remedy, every,
         ),
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def truncation(lengths: Sequence[Lengths], max_length: int) -> Section:
         laid = [(each.row, each.laid[name]) for each in kept if name in each.laid]
         ends = [row for row, reply in laid if reply.loses_end(max_length)]
         meaning = f"The {name} reply is cut before its end token: it is learnt as one that goes on."
-        if laid:
+        if any(name in each.laid for each in lengths):
             figures.append(count_of(f"end_lost_{name}", f"End token lost, {name}", ends, len(laid), meaning, remedy))
     if pairs := [each for each in lengths if len(each.laid) == 2]:
         over = [each.row for each in pairs if _over(each, max_length)]
