@@ -182,6 +182,11 @@ def _train(
             "`--rank 0` trains all weights, so there is no adapter to write",
             remedy="Leave `--adapter` out, or choose a rank above 0.",
         )
+    if rank == 0 and (lora, alpha, modules) != ("lora", None, "all-linear"):
+        raise SpiritLevelError(
+            "`--rank 0` trains all weights, so there is no adapter to set up",
+            remedy="Leave `--lora`, `--alpha` and `--modules` out, or choose a rank above 0.",
+        )
     from spiritlevel.data import read_preferences
     from spiritlevel.models import open_local
     from spiritlevel.store import ContentStore
