@@ -35,7 +35,7 @@ def draw_forks(count: int, prompt: int, reply: int) -> list[Fork]:
 
 
 def student(kind: str, *, name: str = "llama", dtype: torch.dtype = torch.float64, **changes: Any) -> LocalModel:
-    model = LocalModel(BUILD[name](dtype=dtype, **changes), build_tokenizer(), name="tiny")
+    model = LocalModel(BUILD[name](dtype=dtype, vocab_size=288, **changes), build_tokenizer(), name="tiny")
     return model if kind == "full" else add_lora(model, LoraSettings(4, 8, variant=kind), seed=0)  # type: ignore[arg-type]
 
 
@@ -53,16 +53,26 @@ def allocator_peak(work: Callable[[], object]) -> int:
 
 # --- the estimate -------------------------------------------------------------------------------------
 
-LAYOUTS = {"short": (6, 20, 10), "long": (2, 200, 60), "shared rows": (12, 40, 20)}
+# Forks, tokens of their prompts and replies.
+SHORT, LONG, MANY = (6, 20, 10), (2, 200, 60), (12, 40, 20)
+STEPS = [
+    ("lora", "float32", SHORT, False),
+    ("lora", "bfloat16", SHORT, False),  # plain attention
+    ("lora", "bfloat16", LONG, False),  # fused attention
+    ("lora", "bfloat16", MANY, True),
+    ("dora", "bfloat16", MANY, False),
+    ("full", "float32", LONG, True),
+    ("full", "bfloat16", MANY, False),
+]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
-def test_the_estimate_is_what_the_allocator_gives(kind: str, dtype: str, layout: str, checkpointed: bool) -> None:
-    model = student(kind, dtype=getattr(torch, dtype), num_hidden_layers=4, hidden_size=64, intermediate_size=160)
-    forks = draw_forks(*LAYOUTS[layout])
+@pytest.mark.parametrize(("kind", "dtype", "layout", "checkpointed"), STEPS)
+@pytest.mark.parametrize("name", BUILD)
+def test_the_estimate_is_what_the_allocator_gives(
+    name: str, kind: str, dtype: str, layout: tuple[int, int, int], checkpointed: bool
+) -> None:
+    model = student(kind, name=name, dtype=getattr(torch, dtype), num_hidden_layers=4)
+    forks = draw_forks(*layout)
     model.model.train()
     if checkpointed:
         model.model.activation_checkpointing_enable()
@@ -72,12 +82,12 @@ def test_the_estimate_is_what_the_allocator_gives(kind: str, dtype: str, layout:
 
     with fused_lora(model.model):
         estimate = estimate_step(model, forks)
-        step()  # what is kept for good is made once
-        model.model.zero_grad()
+        for weight in model.model.parameters():
+            if weight.requires_grad:  # the estimate has gradients apart
+                weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+        step()  # what is made once and kept
         measured = allocator_peak(step)
-    kept = estimate.gradients  # the estimate has gradients apart, and `step` makes them
-    assert estimate.activations <= measured * 1.1
-    assert estimate.activations + kept >= measured * 0.9
+    assert estimate.activations == pytest.approx(measured, rel=0.02)
 
 
 def test_estimating_computes_and_changes_nothing() -> None:
@@ -104,7 +114,7 @@ def test_the_optimisers_share_is_counted_in_its_masters(dtype: str, bytes_a_weig
     assert estimate.moments == 2 * bytes_a_weight * count
     assert estimate.stepping == (4 * count if dtype == "bfloat16" else 0)
     least = replace(estimate, activations=0)
-    assert least.total == estimate.gradients + estimate.moments + estimate.stepping
+    assert least.tensors == estimate.gradients + estimate.moments + estimate.stepping < least.total
 
 
 def test_the_heaviest_micro_batch_has_most_tokens() -> None:
@@ -153,7 +163,7 @@ def test_auto_checkpoints_where_the_estimate_does_not_fit(
     assert not model.model.is_activation_checkpointing
     (told,) = caplog.records
     assert told.levelname == ("WARNING" if checkpointed else "INFO")
-    assert ("on, " if checkpointed else "off, ") in told.message and "GB are free" in told.message
+    assert f"checkpointing {'on' if checkpointed else 'off'}: " in told.message and "GB are free" in told.message
     assert f"{sum(fork.length for fork in forks)} tokens" in told.message
 
 
