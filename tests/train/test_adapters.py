@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from small_disk import fill, small_disk
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import LocalModel, open_local
-from spiritlevel.train import LoraSettings, add_lora, save_trained
+from spiritlevel.models import Fork, LocalModel, open_local
+from spiritlevel.train import (
+    DPO,
+    Example,
+    LoraSettings,
+    LoraVariant,
+    TrainConfig,
+    add_lora,
+    merge_adapter,
+    save_trained,
+    train,
+)
 from spiritlevel.train.adapters import fused_lora
-from tiny import save_model
+from tiny import build_model, save_model
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 2]])
 SETTINGS = LoraSettings(rank=4, alpha=12)
+VARIANTS: tuple[LoraVariant, ...] = ("lora", "rslora", "dora")
+SCALES = {"lora": 12 / 4, "rslora": 12 / 2}
 
 
 @torch.no_grad()
@@ -27,13 +41,15 @@ def logits(model: torch.nn.Module) -> Tensor:
     return model.eval()(input_ids=IDS).logits
 
 
-def open_student(folder: Path, dtype: str) -> LocalModel:
+def open_student(folder: Path, dtype: str, variant: LoraVariant = "lora") -> LocalModel:
     """With an adapter that has learnt something."""
-    student = add_lora(open_local(str(folder), dtype=dtype), SETTINGS, seed=0)
+    student = add_lora(open_local(str(folder), dtype=dtype), replace(SETTINGS, variant=variant), seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in student.model.parameters():
         if parameter.requires_grad:
-            parameter.data = (0.1 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
+            draw = 0.1 * torch.randn(parameter.shape, generator=generator)
+            # The vectors are the lengths of DoRA's rows.
+            parameter.data = (parameter.data * (1 + draw) if parameter.ndim == 1 else draw).to(parameter.dtype)
     return student
 
 
@@ -42,14 +58,19 @@ def base(tmp_path: Path) -> Path:
     return save_model(tmp_path / "base", dtype=torch.float32)
 
 
-def test_only_the_adapter_is_trained_and_it_starts_at_the_base(base: Path) -> None:
-    before = logits(open_local(str(base), dtype="float32").model)
-    student = add_lora(open_local(str(base), dtype="float32"), SETTINGS, seed=0)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_the_adapter_is_trained_and_it_starts_at_the_base(base: Path, variant: LoraVariant, dtype: str) -> None:
+    before = logits(open_local(str(base), dtype=dtype).model)
+    student = add_lora(open_local(str(base), dtype=dtype), replace(SETTINGS, variant=variant), seed=0)
     trained = [name for name, parameter in student.model.named_parameters() if parameter.requires_grad]
-    # Seven linear modules in each of two layers, A and B of each; never the head.
-    assert len(trained) == 2 * 7 * 2
+    # Seven linear modules in each of two layers, A and B of each (and DoRA's lengths); never the head.
+    assert len(trained) == 2 * 7 * (3 if variant == "dora" else 2)
     assert all("lora_" in name for name in trained)
-    assert torch.equal(logits(student.model), before)
+    if variant == "dora":
+        torch.testing.assert_close(logits(student.model), before)
+    else:
+        assert torch.equal(logits(student.model), before)
 
 
 def test_the_seed_decides_the_start(base: Path) -> None:
@@ -69,8 +90,23 @@ def test_modules_can_be_named(base: Path) -> None:
     assert all("q_proj" in name or "v_proj" in name for name in trained)
 
 
-def test_an_adapter_is_read_by_peft_and_by_spirit_level(base: Path, tmp_path: Path) -> None:
-    student, folder = open_student(base, "float32"), tmp_path / "adapter"
+@pytest.mark.parametrize("wanted", ["k_prj", "lm_head", "embed_tokens", "proj", ""])
+def test_an_unknown_module_is_told_with_those_there_are(base: Path, wanted: str) -> None:
+    with pytest.raises(SpiritLevelError, match=f"no linear module '{wanted}'") as told:
+        add_lora(open_local(str(base)), LoraSettings(modules=("q_proj", wanted)), seed=0)
+    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in told.value.remedy
+
+
+def test_one_layers_module_can_be_named(base: Path) -> None:
+    student = add_lora(open_local(str(base)), LoraSettings(modules=("layers.1.mlp.up_proj",)), seed=0)
+    trained = [name for name, parameter in student.model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2
+    assert all("layers.1.mlp.up_proj" in name for name in trained)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adapter_is_read_by_peft_and_by_spirit_level(base: Path, tmp_path: Path, variant: LoraVariant) -> None:
+    student, folder = open_student(base, "float32", variant), tmp_path / "adapter"
     expected = logits(student.model)
     save_trained(student, folder, form="adapter")
     assert not list(folder.glob("model*.safetensors")), "an adapter holds no base weights"
@@ -83,9 +119,11 @@ def test_an_adapter_is_read_by_peft_and_by_spirit_level(base: Path, tmp_path: Pa
         assert torch.equal(logits(ours.model), logits(open_local(str(base), dtype="float32").model))
 
 
-def test_a_merged_model_is_read_by_transformers(base: Path, tmp_path: Path) -> None:
-    student, folder = open_student(base, "float32"), tmp_path / "merged"
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_merged_model_is_read_by_transformers(base: Path, tmp_path: Path, variant: LoraVariant) -> None:
+    student, folder = open_student(base, "float32", variant), tmp_path / "merged"
     expected = logits(student.model)
+    assert not torch.allclose(expected, logits(open_local(str(base), dtype="float32").model), atol=0.1)
     save_trained(student, folder, form="merged")
     assert not (folder / "adapter_config.json").exists()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -96,8 +134,11 @@ def test_a_merged_model_is_read_by_transformers(base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merging_adds_alpha_over_rank_b_a_and_rounds_once(base: Path, tmp_path: Path, dtype: str) -> None:
-    student = open_student(base, dtype)
+@pytest.mark.parametrize("variant", SCALES)
+def test_merging_adds_the_scaled_product_and_rounds_once(
+    base: Path, tmp_path: Path, variant: LoraVariant, dtype: str
+) -> None:
+    student = open_student(base, dtype, variant)
     before = dict(open_local(str(base), dtype=dtype).model.named_parameters())
     adapter = {
         name: parameter.detach().float()
@@ -112,7 +153,7 @@ def test_merging_adds_alpha_over_rank_b_a_and_rounds_once(base: Path, tmp_path: 
     for name in changed:
         stem = "base_model.model." + name.removesuffix(".weight")
         product = adapter[f"{stem}.lora_B.default.weight"] @ adapter[f"{stem}.lora_A.default.weight"]
-        exact = before[name].detach().float() + SETTINGS.alpha / SETTINGS.rank * product
+        exact = before[name].detach().float() + SCALES[variant] * product
         assert after[name].dtype == getattr(torch, dtype)
         if dtype == "float32":
             torch.testing.assert_close(after[name], exact)
@@ -120,6 +161,43 @@ def test_merging_adds_alpha_over_rank_b_a_and_rounds_once(base: Path, tmp_path: 
             # Half a step of bfloat16, and what float32 leaves of a tie.
             error = (after[name].float() - exact).abs()
             assert bool((error <= 2**-8 * 1.001 * exact.abs()).all())
+
+
+def test_dora_has_rows_of_the_trained_lengths(base: Path, tmp_path: Path) -> None:
+    student = open_student(base, "float32", "dora")
+    lengths = {
+        name.removesuffix(".lora_magnitude_vector.default.weight").removeprefix("base_model.model."): weight.detach()
+        for name, weight in student.model.named_parameters()
+        if "magnitude" in name
+    }
+    save_trained(student, tmp_path / "merged", form="merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert len(lengths) == 2 * 7
+    for name, length in lengths.items():
+        torch.testing.assert_close(merged.get_submodule(name).weight.norm(dim=1), length)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_saved_adapter_is_merged_in_its_bases_precision(tmp_path: Path, variant: LoraVariant, stored: str) -> None:
+    base = save_model(tmp_path / "base", dtype=getattr(torch, stored))
+    student = open_student(base, stored, variant)
+    save_trained(student, tmp_path / "adapter", form="adapter")
+    save_trained(student, tmp_path / "expected", form="merged")
+    merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
+    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == names
+    weights = [load_file(tmp_path / which / "model.safetensors") for which in ("merged", "expected")]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+    assert {weight.dtype for weight in weights[0].values()} == {getattr(torch, stored)}
+
+
+def test_what_can_not_be_merged_is_told(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpiritLevelError, match="is a whole model: there is nothing to merge"):
+        merge_adapter(str(base), tmp_path / "merged")
+    with pytest.raises(SpiritLevelError, match="exists already"):
+        merge_adapter(str(base), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
 def test_fully_trained_weights_are_saved_whole(base: Path, tmp_path: Path) -> None:
@@ -162,9 +240,36 @@ def test_settings_out_of_range_are_refused(rank: int, alpha: int) -> None:
         LoraSettings(rank, alpha)
 
 
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(SpiritLevelError, match=r"variant is qlora\n.*lora, rslora or dora"):
+        LoraSettings(variant="qlora")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"variant": "rslora"}, {"variant": "dora"}, {"alpha": 13}, {"modules": ("v_proj",)}],
+    ids=["rslora", "dora", "alpha", "modules"],
+)
+def test_an_adapter_of_other_settings_does_not_go_on_from_a_checkpoint(other: dict[str, Any], tmp_path: Path) -> None:
+    examples = [Example(Fork((1, 2, 3), ((4, 5), (6, 7))), (-9.0, -9.0)) for _ in range(4)]
+    config = TrainConfig(learning_rate=1e-2, epochs=1, batch_size=2)
+    usual = LoraSettings(rank=4, alpha=12, modules=("k_proj",))  # as large as v_proj
+
+    def run(settings: LoraSettings) -> list[float]:
+        steps: list[float] = []
+        model = add_lora(build_model(), settings, seed=0)
+        train(model, DPO(beta=0.1), examples, config, tmp_path, on_step=lambda metrics: steps.append(metrics["step"]))
+        return steps
+
+    assert run(usual) == [1, 2]
+    assert run(usual) == []
+    assert run(replace(usual, **other)) == [1, 2]
+
+
+@pytest.mark.parametrize("variant", SCALES)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_fused_lora_is_lora(base: Path, dtype: str) -> None:
-    student = open_student(base, dtype).model.train()
+def test_fused_lora_is_lora(base: Path, dtype: str, variant: LoraVariant) -> None:
+    student = open_student(base, dtype, variant).model.train()
     weights = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
 
     def found() -> tuple[Tensor, dict[str, Tensor]]:

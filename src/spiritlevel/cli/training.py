@@ -120,6 +120,11 @@ def _check(given: SimpleNamespace) -> None:
             "`--rank 0` trains all weights, so there is no adapter to write",
             remedy="Leave `--adapter` out, or choose a rank above 0.",
         )
+    if given.rank == 0 and (given.lora, given.alpha, given.modules) != ("lora", None, "all-linear"):
+        raise SpiritLevelError(
+            "`--rank 0` trains all weights, so there is no adapter to set up",
+            remedy="Leave `--lora`, `--alpha` and `--modules` out, or choose a rank above 0.",
+        )
 
 
 def _settings(given: SimpleNamespace) -> TrainConfig:

@@ -97,8 +97,7 @@ def _unsupported(config: Any) -> str:
     if not kinds <= {"full_attention"}:
         return f"attention of the kinds {', '.join(sorted(kinds))}"
     scaling = config.rope_parameters["rope_type"]
-    # For these two llama.cpp takes a factor for each frequency, and only in Llama.
-    if scaling != "default" and not (config.model_type == "llama" and scaling in ("llama3", "linear")):
+    if scaling != "default" and (config.model_type, scaling) != ("llama", "llama3"):
         return f"rope scaling {scaling!r} in a model of type {config.model_type!r}"
     return ""
 
@@ -279,13 +278,12 @@ def _read(file: Path, source: str, rotated_heads: int) -> Tensor:
 
 
 def _rope_factors(config: Any) -> list[_Tensor]:
-    """By what llama.cpp is to divide each frequency of the rotation, if anything."""
+    """By what llama.cpp is to divide each frequency of the rotation: Llama 3's way to longer contexts."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaling = config.rope_parameters["rope_type"]
-    if scaling == "default":
+    if config.rope_parameters["rope_type"] == "default":
         return []
-    scaled, _ = ROPE_INIT_FUNCTIONS[scaling](config, torch.device("cpu"))
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     width = _head_width(config)
     plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     factors = (plain / scaled).float()
