@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import Run, spiritlevel  # noqa: F401, a fixture
 
+from command_line import Run
 from spiritlevel.models import open_local
 from spiritlevel.train import LoraSettings, add_lora, save_trained
 from tiny import save_model
@@ -27,14 +27,14 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("words", [[], ["folder"]], ids=["left out", "said"])
-def test_a_models_folder_is_printed(spiritlevel: Run, base: Path, words: list[str]) -> None:  # noqa: F811
+def test_a_models_folder_is_printed(spiritlevel: Run, base: Path, words: list[str]) -> None:
     assert spiritlevel("model", *words, base)[:2] == (0, f"{base}\n")
     for flags in ([base, "--json"], ["--json", base]):
         told = json.loads(spiritlevel("model", *words, *flags).out)
         assert told == {"model": str(base), "folder": str(base), "digest": open_local(str(base)).digest}
 
 
-def test_an_adapter_is_merged_and_exported(spiritlevel: Run, adapter: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_adapter_is_merged_and_exported(spiritlevel: Run, adapter: Path, tmp_path: Path) -> None:
     merged, file = tmp_path / "merged", tmp_path / "model.gguf"
     refused = spiritlevel("model", "export", adapter, "--gguf", file)
     assert refused.code == 3 and f"spiritlevel model merge {adapter}" in refused.err
@@ -59,7 +59,7 @@ def test_an_adapter_is_merged_and_exported(spiritlevel: Run, adapter: Path, tmp_
     ],
 )
 def test_a_mistake_is_told(
-    spiritlevel: Run,  # noqa: F811
+    spiritlevel: Run,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     words: list[str],
@@ -86,12 +86,12 @@ TRAIN = ["train", "dpo", "--data", "nowhere", "--out", "x"]
         (["--rank", "0", "--modules", "q_proj"], "no adapter"),
     ],
 )
-def test_options_of_adapters_are_checked(spiritlevel: Run, options: list[str], problem: str) -> None:  # noqa: F811
+def test_options_of_adapters_are_checked(spiritlevel: Run, options: list[str], problem: str) -> None:
     outcome = spiritlevel(*TRAIN, *options)
     assert outcome.code == 3 and problem in outcome.err
 
 
-def test_an_adapter_is_trained_as_told(spiritlevel: Run, base: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_adapter_is_trained_as_told(spiritlevel: Run, base: Path, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": "hello", "chosen": "the one", "rejected": "the user"}] * 2
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spiritlevel.cli import main as cli
-from spiritlevel.cli.train import _tensorboard
+from spiritlevel.cli.training import tensorboard
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import open_local
@@ -505,7 +505,7 @@ def test_the_same_run_is_the_same_from_every_kind_of_log(tmp_path: Path) -> None
     write_jsonl(tmp_path / "metrics.jsonl", history)
     write_json(tmp_path / "trainer_state.json", {"log_history": history})
     write_json(tmp_path / "list.json", history)
-    board = _tensorboard(tmp_path / "board")
+    board = tensorboard(tmp_path / "board")
     for row in history:
         board(row)
     read = [

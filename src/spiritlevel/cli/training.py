@@ -180,7 +180,7 @@ def _say_what_was_written(given: SimpleNamespace, *, chat: bool) -> None:
 
 
 def _watch(progress: TerminalProgress, given: SimpleNamespace) -> Callable[[StepMetrics], None]:
-    board = _tensorboard(given.out) if given.tensorboard else None
+    board = tensorboard(given.out) if given.tensorboard else None
 
     def on_step(metrics: StepMetrics) -> None:
         progress.step(metrics)
@@ -190,7 +190,7 @@ def _watch(progress: TerminalProgress, given: SimpleNamespace) -> Callable[[Step
     return on_step
 
 
-def _tensorboard(folder: Path) -> Callable[[StepMetrics], None]:
+def tensorboard(folder: Path) -> Callable[[StepMetrics], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
