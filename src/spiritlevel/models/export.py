@@ -224,6 +224,7 @@ def _tensors(folder: Path, config: Any) -> list[_Tensor]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
+    missing = _expected(config)
     found = _rope_factors(config)
     for file in _weight_files(folder):
         for source, shape in _shapes(file).items():
@@ -232,10 +233,19 @@ def _tensors(folder: Path, config: Any) -> list[_Tensor]:
                 raise SpiritLevelError(f"llama.cpp's {config.model_type} has no tensor {source}", where=str(file))
             if name != "output.weight" or not config.tie_word_embeddings:
                 found.append(_Tensor(name, shape, partial(_read, file, source, _rotated_heads(name, config))))
-    wanted = {"token_embd.weight"} | (set() if config.tie_word_embeddings else {"output.weight"})
-    if missing := wanted - {tensor.name for tensor in found}:
-        raise SpiritLevelError(f"the weights lack llama.cpp's {min(missing)}", where=str(folder))
+            missing.discard(source)
+    if missing:
+        raise SpiritLevelError(f"the weights lack {min(missing)}", where=str(folder))
     return found
+
+
+def _expected(config: Any) -> set[str]:
+    """The names of all weights that such a model must have in its files."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        names = set(AutoModelForCausalLM.from_config(config).state_dict())  # type: ignore[no-untyped-call]
+    return names - {"lm_head.weight"} if config.tie_word_embeddings else names
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -302,8 +312,8 @@ def _write(writer: Any, tensors: list[_Tensor], kind: GgufType) -> None:
     writer.write_ti_data_to_file()
     for tensor, code in zip(tensors, types, strict=True):
         values = tensor.read()
-        if code in (GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0) and float(values.abs().max()) > _F16_MAX:
-            raise SpiritLevelError(f"{tensor.name} has values beyond {kind}", remedy="Choose bf16 or f32.")
+        if code == GGMLQuantizationType.F16 and float(values.abs().max()) > _F16_MAX:
+            raise SpiritLevelError(f"{tensor.name} has values beyond f16", remedy="Choose bf16 or f32.")
         with _full_disk_named():
             writer.write_tensor_data(quantize(values.numpy(), code))
 

@@ -52,7 +52,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """With what is beside tensors; measured peaks were 0.8 to 1.2 times this."""
+        """With what is beside tensors; measured peaks of steps without checkpointing were 0.8 to 1.25 times this."""
         return round((1 + _BESIDE_SHARE) * self.tensors) + _BESIDE
 
 
