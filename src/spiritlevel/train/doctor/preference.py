@@ -33,16 +33,16 @@ def with_implicit_rewards(run: Run) -> bool:
 )
 def wrong_reference(run: Run) -> Evidence | None:
     """A policy that is its reference has rewards of exactly 0. The first rewards logged are beyond 0.1 (at beta 0.1
-    one nat a reply, far above rounding) and at least half of what the first fifth has, so they did not grow from 0;
-    and, where the log leaves steps out, no quick learner explains them, which would win three pairs in four by then.
-    Not asked where there is no reference."""
+    one nat a reply, far above rounding). Where the log leaves steps out, they are besides at least half of what the
+    first fifth has, so they did not grow from 0, and no quick learner explains them, who would win three pairs in four
+    by then. Not asked where there is no reference."""
     if not _begins_at_the_start(run):
         return None
     evidence = []
     for name in ("reward_chosen", "reward_rejected"):
         curve = run[name]
         usual = float(np.median(np.abs(np.array_split(curve.finite, 5)[0])))
-        if abs(curve.first) >= max(0.1, 0.5 * usual):
+        if abs(curve.first) >= (0.1 if _of_every_step(run) else max(0.1, 0.5 * usual)):
             evidence.append(f"{name} is {figure(curve.first)} at step {curve.at[0]:.0f}, where it must be 0")
     if not evidence or _learnt_at_once(run):
         return None
@@ -58,12 +58,14 @@ def _begins_at_the_start(run: Run) -> bool:
     return bool(steps[0] <= 2 * np.median(np.diff(steps)))
 
 
-def _learnt_at_once(run: Run) -> bool:
-    """Whether the rewards can have been learnt before the first log; in a log of every step they can't."""
+def _of_every_step(run: Run) -> bool:
+    """The first log is then of before anything was learnt."""
     steps = run["reward_chosen"].at
-    if "accuracy" not in run or steps[0] == steps[1] - steps[0] == 1:
-        return False
-    return run["accuracy"].first >= 0.75
+    return bool(steps[0] == steps[1] - steps[0] == 1)
+
+
+def _learnt_at_once(run: Run) -> bool:
+    return not _of_every_step(run) and "accuracy" in run and run["accuracy"].first >= 0.75
 
 
 @sign(
