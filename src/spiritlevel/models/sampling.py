@@ -18,15 +18,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from spiritlevel.models.fork import shared_start
-from spiritlevel.models.scoring import bare
-from spiritlevel.models.shared_start import RowLayer, attention_to_start, can_share_start
 
 # Rows decoded together: with more, two cores give hardly more tokens a second and the cache grows.
 ROWS_PER_BATCH = 40
 # Prompts that share this many tokens more than the rest, and are this many, get batches of their own.
 FAMILY_TOKENS, FAMILY_ROWS = 48, 12
-# A common start is kept once for all rows from so many rows and tokens on.
-APART_ROWS, APART_TOKENS = 4, 32
 # Rows are compacted when this share of them has finished: dropping one row copies the whole cache.
 COMPACT_AT = 0.25
 
@@ -119,14 +115,13 @@ def decode(
             cache.batch_select_indices(keep)
             mask, chosen = mask[keep], chosen[keep]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        with attention_to_start(bare(model), cache):
-            logits = model(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+        logits = model(
+            input_ids=chosen[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
     return [
         Completion(tuple(tokens), end, tuple(kept)) for tokens, end, kept in zip(written, stopped, drawn, strict=True)
     ]
@@ -162,46 +157,71 @@ def _prefill(
 ) -> tuple[DynamicCache, Int[Tensor, "rows length"], Float[Tensor, "rows vocabulary"]]:
     """The cache, attention mask and next-token logits after all prompts.
 
-    What the prompts share at their start is computed for one row and kept for all, and a prompt that comes several
-    times is computed once; the rest is padded on the left.
+    What the prompts share at their start is computed for one row and repeated, and so is a prompt that comes several
+    times; the rest is padded on the left.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
-    shared = shared_start([prompt[:-1] for prompt in distinct])
-    rest = [prompt[shared:] for prompt in distinct]
+    if len(distinct) < len(prompts):
+        cache, mask, logits = _prefill(model, distinct, room, pad_token, device)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(rows)
+        return cache, mask[rows], logits[rows]
+    shared = shared_start([prompt[:-1] for prompt in prompts])
+    rest = [tuple(prompt[shared:]) for prompt in prompts]
     width = max(map(len, rest))
-    cache = _start(model, distinct[0][:shared], width + room, now=len(distinct), later=len(prompts), device=device)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_ReservedLayer(width + room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if shared:
+        prefix = torch.tensor([prompts[0][:shared]], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
     tokens = torch.tensor([(pad_token,) * (width - len(tail)) + tail for tail in rest], device=device)
     seen = torch.tensor([(0,) * (width - len(tail)) + (1,) * len(tail) for tail in rest], device=device)
-    mask = torch.cat([seen.new_ones(len(distinct), shared), seen], dim=1)
+    mask = torch.cat([seen.new_ones(len(prompts), shared), seen], dim=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
-    with attention_to_start(bare(model), cache):
-        logits = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-    if len(distinct) == len(prompts):
-        return cache, mask, logits
-    row_of = {prompt: row for row, prompt in enumerate(distinct)}
-    rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
-    cache.batch_select_indices(rows)
-    return cache, mask[rows], logits[rows]
+    logits = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return cache, mask, logits
 
 
-def _start(model: Any, tokens: Sequence[int], room: int, *, now: int, later: int, device: torch.device) -> DynamicCache:
-    """A cache that holds the common start of so many rows: once for all where that is worth it and the model allows,
-    else for each."""
-    cache = DynamicCache(config=model.config)
-    apart = later >= APART_ROWS and len(tokens) >= APART_TOKENS and can_share_start(bare(model), cache)
-    cache.layers = [RowLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    if not tokens:
-        return cache
-    model(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    if apart:
-        cache.layers = [layer.as_start(room) for layer in cache.layers if isinstance(layer, RowLayer)]
-    else:
-        cache.batch_repeat_interleave(now)
-    return cache
+class _ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A cache layer with room to grow: a step writes in place instead of copying all that came before."""
+
+    def __init__(self, reserve: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reserve = reserve
+        self.store: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if self.store is None or self.store[0].shape[-2] < new:
+            rows, heads, _, width = key_states.shape
+            self.store = (
+                key_states.new_empty(rows, heads, new + self.reserve, width),
+                value_states.new_empty(rows, heads, new + self.reserve, value_states.shape[-1]),
+            )
+            if self.keys is not None and self.values is not None and old:
+                self.store[0][:, :, :old] = self.keys
+                self.store[1][:, :, :old] = self.values
+        self.store[0][:, :, old:new] = key_states
+        self.store[1][:, :, old:new] = value_states
+        self.keys, self.values = self.store[0][:, :, :new], self.store[1][:, :, :new]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.store = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.store = None
