@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from spiritlevel.chat import Chat
+from spiritlevel.data.parquet import read_parquet, require_pyarrow, write_parquet
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.store import atomic_path, digest_json, read_jsonl, write_jsonl
+from spiritlevel.store import digest_json, read_jsonl, write_jsonl
 
 Source = Literal["sampled", "charter", "example", "helpful", "document", "person", "other"]
 Row = tuple[int, Any]
@@ -92,7 +93,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 def read_rows(path: Path) -> list[Row]:
     """(number, row) of JSONL or Parquet (by suffix). Raises SpiritLevelError if there is none or it can't be read."""
-    rows = _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
+    rows = _kept_rows(path) if path.suffix == ".parquet" else read_jsonl(path)
     if not rows:
         raise SpiritLevelError("holds no records", where=str(path))
     return rows
@@ -117,48 +118,24 @@ def validate_rows(path: Path, rows: Iterable[Row], kind: type[Kind]) -> list[Kin
 def check_writable(path: Path) -> None:
     """Raises SpiritLevelError if what `write_records` needs for such a file is not installed."""
     if path.suffix == ".parquet":
-        _pyarrow()
+        require_pyarrow()
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write JSONL or Parquet (by suffix), whole or not at all."""
     rows = [record.row() for record in records]
     if path.suffix == ".parquet":
-        _write_parquet(path, rows)
+        # A column of free-form objects has no Parquet type: it travels as JSON text.
+        write_parquet(path, [row | {"provenance": json.dumps(row["provenance"])} for row in rows])
     else:
         write_jsonl(path, rows)
 
 
-def _read_parquet(path: Path) -> list[Row]:
-    pyarrow = _pyarrow()
-    if not path.exists():
-        raise SpiritLevelError("there is no such file", where=str(path))
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SpiritLevelError(f"not a readable Parquet file: {error}", where=str(path)) from None
+def _kept_rows(path: Path) -> list[Row]:
+    rows = read_parquet(path)
     for row in rows:
         if isinstance(row.get("provenance"), str):
             # What is not ours is left as it is, and told by the validation.
             with suppress(ValueError, RecursionError):
                 row["provenance"] = json.loads(row["provenance"])
     return list(enumerate(rows, start=1))
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    pyarrow = _pyarrow()
-    # A column of free-form objects has no Parquet type: it travels as JSON text.
-    table = pyarrow.Table.from_pylist([row | {"provenance": json.dumps(row["provenance"])} for row in rows])
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise SpiritLevelError(
-            "reading and writing Parquet needs pyarrow",
-            remedy="pip install 'spiritlevel[parquet]', or use JSONL.",
-        ) from None
-    return pyarrow

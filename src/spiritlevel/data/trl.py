@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from spiritlevel.chat import Chat, assistant, user
+from spiritlevel.data.parquet import read_parquet, write_parquet
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.store import atomic_path, write_jsonl
+from spiritlevel.store import write_jsonl
 
 _ROLES = {"system", "user", "assistant", "tool"}
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -87,7 +88,7 @@ def read_trl(path: Path) -> tuple[list[TrlRow], list[Unreadable]]:
 def _values(path: Path) -> Iterable[tuple[int, Any]]:
     """(number, value) of every row; a line of JSON is still bytes, since each may be faulty by itself."""
     if path.suffix == ".parquet":
-        return enumerate(_parquet_rows(path), start=1)
+        return enumerate(read_parquet(path), start=1)
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -116,37 +117,13 @@ def _json_array(path: Path, content: bytes) -> Iterable[Any]:
         raise SpiritLevelError(f"not valid JSON: {error}", where=str(path)) from None
 
 
-def _parquet_rows(path: Path) -> Iterable[Any]:
-    pyarrow = _pyarrow()
-    if not path.exists():
-        raise SpiritLevelError("there is no such file", where=str(path), remedy="Check the name.")
-    try:
-        return cast(list[Any], pyarrow.parquet.read_table(path).to_pylist())
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SpiritLevelError(f"not a readable Parquet file: {error}", where=str(path)) from None
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise SpiritLevelError("Parquet needs pyarrow", remedy="pip install 'spiritlevel[parquet]'") from None
-    return pyarrow
-
-
 def write_trl(path: Path, rows: Iterable[TrlRow]) -> None:
     """The rows as they were read, to JSONL or Parquet (by suffix), whole or not at all."""
     raw = [row.raw for row in rows]
-    if path.suffix != ".parquet":
+    if path.suffix == ".parquet":
+        write_parquet(path, raw)
+    else:
         write_jsonl(path, map(plain, raw))
-        return
-    pyarrow = _pyarrow()
-    try:
-        with atomic_path(path) as temporary:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), temporary)
-    except pyarrow.ArrowException as error:
-        remedy = "Write .jsonl: a Parquet column has one type, and no empty objects."
-        raise SpiritLevelError(f"these rows are no table: {error}", where=str(path), remedy=remedy) from None
 
 
 def plain(raw: Any) -> Any:
