@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from spiritlevel.store import digest_folder
+from spiritlevel.train.doctor import read_run
 from tiny import save_model
 
 TEMPLATE = Path("src/spiritlevel/charter/templates/accounting")
@@ -94,6 +95,14 @@ def test_killed_and_called_again_it_ends_the_same(world: Path, straight: dict[st
     again = subprocess.run(arguments(world, out), env=environment(), capture_output=True, text=True, check=False)
     assert (out / "report.html").exists(), again.stderr
     assert outcome(out) == straight
+
+
+def test_the_doctor_reads_the_folder_of_a_run(world: Path, straight: dict[str, object]):
+    """With the settings that the run recorded; so few steps of a random model are too short to judge."""
+    run = read_run(world / "straight")
+    assert run.settings["max_grad_norm"] == 1.0
+    assert run.planned_steps == run.last_step
+    assert list(run["loss"].values) == straight["losses"]
 
 
 def test_interrupting_says_what_is_kept(world: Path):

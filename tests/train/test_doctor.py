@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spiritlevel.cli import main as cli
+from command_line import command_line
 from spiritlevel.cli.training import tensorboard
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
@@ -548,29 +548,7 @@ def test_what_cannot_be_read_is_told_by_its_place(case: str, tmp_path: Path) -> 
     assert problem in str(told.value) and told.value.remedy
 
 
-REAL = [Path("/tmp/c1s0"), Path("/tmp/c1s1"), Path("/tmp/c1s2")]
-
-
-@pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
-def test_a_finished_alignment_is_healthy(folder: Path) -> None:
-    if not (folder / "train" / "metrics.jsonl").is_file():
-        pytest.skip(f"{folder} is not on this machine")
-    run = read_run(folder)
-    assert run.settings["max_grad_norm"] == 1.0 and run.planned_steps == run.last_step
-    assert found(run) == []
-
-
 # --- the command and the page ------------------------------------------------------------------------
-
-
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["spiritlevel", "doctor", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    told = capsys.readouterr()
-    return int(left.value.code or 0), told.out, told.err
 
 
 def test_the_command_tells_and_its_exit_code_says(
@@ -580,26 +558,26 @@ def test_the_command_tells_and_its_exit_code_says(
     base, change = SICK["kl-blow-up"]
     sick = state(tmp_path / "sick", LOGS[base](0) | change | {"policy/clipfrac_avg": np.full(POINTS, 0.6)})
 
-    code, told, _ = call(monkeypatch, capsys, healthy.parent)
+    code, told, _ = command_line(monkeypatch, capsys)("doctor", healthy.parent)
     assert code == 0 and "nothing found" in told and "[bold]healthy" in told and "to step 1000" in told
     assert "not logged" in told and "wrong-reference" in told
 
-    code, told, _ = call(monkeypatch, capsys, sick)
+    code, told, _ = command_line(monkeypatch, capsys)("doctor", sick)
     assert code == 1 and "2 found" in told
     assert told.index("critical · kl-blow-up") < told.index("serious · everything-clipped"), "worst first"
     assert "steps 810 to 1000" in " ".join(told.split()) and "Ziegler" in told
 
-    code, told, _ = call(monkeypatch, capsys, sick, "--json")
+    code, told, _ = command_line(monkeypatch, capsys)("doctor", sick, "--json")
     document = json.loads(told)
     assert code == 1 and document["source"] == str(sick)
     assert [each["sign"] for each in document["diagnoses"]] == ["kl-blow-up", "everything-clipped"]
 
     short = tmp_path / "short.jsonl"
     write_jsonl(short, rows(sft_log(0))[:5])
-    code, told, _ = call(monkeypatch, capsys, short)
+    code, told, _ = command_line(monkeypatch, capsys)("doctor", short)
     assert code == 0 and "not enough steps" in told and "loss-diverged" in told
 
-    code, told, error = call(monkeypatch, capsys, tmp_path / "nowhere")
+    code, told, error = command_line(monkeypatch, capsys)("doctor", tmp_path / "nowhere")
     assert (code, told) == (3, "") and "nowhere: there is no such file" in error
 
 
