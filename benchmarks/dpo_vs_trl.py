@@ -2,9 +2,10 @@
 
 Same model, pairs, LoRA (r 16, all linear), batch of 8, computing in bfloat16. "Default": TRL as it comes (float32
 weights under autocast), one epoch. "Tuned": checkpointing off and reference log-probabilities precomputed, three
-epochs. "Tuned, bfloat16 weights": the base is held in bfloat16 as well, as ours always is. Seconds include tokenising,
-reference log-probabilities and training, on both sides. Correct if the references agree pair by pair and the first
-loss is ln 2.
+epochs of a third of the pairs. "Tuned, bfloat16 weights": the base is held in bfloat16 as well, as ours always is. Of
+"short prompts", pairs are of at most SHORT characters. Seconds include tokenising, reference log-probabilities and
+training, on both sides. Correct if the references agree pair by pair, the first loss is ln 2, and the two loss curves
+of a training in float32 from the same adapter on the same batches stay within 1e-3 of each other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,9 +28,29 @@ from spiritlevel.models import PACKAGED, model_folder
 from spiritlevel.store import machine
 
 HERE = Path(__file__).parent
-# Name, epochs, and the type in which TRL holds the base's weights.
-SETTINGS = (("default", 1, "float32"), ("tuned", 3, "float32"), ("tuned, bfloat16 weights", 3, "bfloat16"))
+# Pairs are so long at most, prompt and both replies, in characters.
+USUAL, SHORT = 2400, 400
+CURVE_STEPS = 6
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data" / "hh_rlhf" / "harmless-base.test.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """weights: the type in which TRL holds the base's."""
+
+    name: str
+    epochs: int
+    weights: str
+    characters: int
+
+
+SETTINGS = (
+    Setting("default", 1, "float32", USUAL),
+    Setting("tuned", 3, "float32", USUAL),
+    Setting("tuned, bfloat16 weights", 3, "bfloat16", USUAL),
+    Setting("default, short prompts", 1, "float32", SHORT),
+    Setting("tuned, short prompts", 3, "float32", SHORT),
+)
 
 
 def read_pairs(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
@@ -79,7 +101,7 @@ def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
     )
     if done.returncode:
         sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout[done.stdout.rindex('{"seconds"') :])
+    result = json.loads(done.stdout.splitlines()[-1])
     result["pairs_per_second"] = len(job["pairs"]) * job["epochs"] / result["seconds"]
     return result
 
@@ -88,39 +110,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", required=True, help="the interpreter of an environment that has trl==1.16.0")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
-    parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--characters", type=int, default=2400)
+    parser.add_argument("--pairs", type=int, default=48, help="How many pairs a setting trains on, epochs counted.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dpo_vs_trl.json")
     options = parser.parse_args()
     base = {
-        "model": str(model_folder(PACKAGED)), "pairs": read_pairs(options.data, options.pairs, options.characters),
-        "batch_size": 8, "learning_rate": 1e-4, "beta": 0.1, "token_budget": 2048,
+        "model": str(model_folder(PACKAGED)), "batch_size": 8, "learning_rate": 1e-4, "beta": 0.1,
+        "token_budget": 2048, "curve": False,
     }  # fmt: skip
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, epochs, weights in SETTINGS:
-            job = base | {"epochs": epochs, "folder": folder, "tuned": name != "default", "weights": weights}
+        for setting in SETTINGS:
+            pairs = read_pairs(options.data, options.pairs // setting.epochs, setting.characters)
+            job = base | {
+                "pairs": pairs, "epochs": setting.epochs, "folder": folder, "weights": setting.weights,
+                "tuned": "tuned" in setting.name,
+            }  # fmt: skip
             ours, trl = run(sys.executable, "ours_dpo.py", job), run(options.trl_python, "trl_dpo.py", job)
-            figures[name] = {
-                "epochs": epochs,
-                "ours": {key: ours[key] for key in ("pairs_per_second", "seconds", "train_seconds", "peak_gb")},
-                "trl": {key: trl[key] for key in ("pairs_per_second", "seconds", "train_seconds", "peak_gb")},
-                "speed_ratio": ours["pairs_per_second"] / trl["pairs_per_second"],
-                "memory_ratio": ours["peak_gb"] / trl["peak_gb"],
-                "first_loss": {"ours": ours["losses"][0], "trl": trl["losses"][0], "expected": math.log(2)},
-                "last_loss": {"ours": ours["losses"][-1], "trl": trl["losses"][-1]},
-                "reference_difference": difference(ours["reference"], trl["reference"]),
-            }
-            show(name, figures[name])
+            figures[setting.name] = compared(job, ours, trl)
+            show(setting.name, figures[setting.name])
+        pairs = read_pairs(options.data, base["batch_size"], SHORT)
+        job = base | {
+            "pairs": pairs, "epochs": CURVE_STEPS, "folder": folder, "weights": "float32", "tuned": True,
+            "curve": True, "adapter": str(Path(folder) / "adapter"),
+        }  # fmt: skip
+        curves = [run(sys.executable, "ours_dpo.py", job), run(options.trl_python, "trl_dpo.py", job)]
+    curve = {"ours": curves[0]["losses"], "trl": curves[1]["losses"]}
+    apart = max(abs(a - b) for a, b in zip(curve["ours"], curve["trl"], strict=True))
+    print(f"loss curves in float32, {CURVE_STEPS} steps: at most {apart:.1e} apart")
     report = {
         "benchmark": "dpo_vs_trl", "pairs": options.pairs, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(), "versions": {"ours": ours["versions"], "trl": trl["versions"]}, "figures": figures,
+        "loss_curves": {**curve, "at_most_apart": apart},
     }  # fmt: skip
     options.out.write_text(json.dumps(report, indent=2) + "\n")
-    tuned = figures["tuned"]
+    references = [one["reference_difference"] for one in figures.values() if one["reference_difference"]]
     wrong = [name for name, f in figures.items() if abs(f["first_loss"]["ours"] - math.log(2)) > 0.02]
-    if wrong or tuned["reference_difference"] is None or tuned["reference_difference"]["median"] > 0.02:
+    if wrong or apart > 1e-3 or max(one["median"] for one in references) > 0.02:
         sys.exit("NOT CORRECT: the two do not compute the same thing")
+
+
+def compared(job: dict[str, Any], ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    told = ("pairs_per_second", "seconds", "train_seconds", "peak_gb")
+    return {
+        "pairs": len(job["pairs"]),
+        "epochs": job["epochs"],
+        **{
+            name: {key: found[key] for key in told}
+            | {
+                "tokens_per_second": ours["tokens"] / found["train_seconds"],
+                "wasted_tokens": 1 - ours["tokens"] / found["computed"],
+            }
+            for name, found in (("ours", ours), ("trl", trl))
+        },
+        "speed_ratio": ours["pairs_per_second"] / trl["pairs_per_second"],
+        "memory_ratio": ours["peak_gb"] / trl["peak_gb"],
+        "first_loss": {"ours": ours["losses"][0], "trl": trl["losses"][0], "expected": math.log(2)},
+        "last_loss": {"ours": ours["losses"][-1], "trl": trl["losses"][-1]},
+        "reference_difference": difference(ours["reference"], trl["reference"]),
+    }
 
 
 def difference(ours: list[float], trl: list[float] | None) -> dict[str, float] | None:
@@ -132,13 +179,14 @@ def difference(ours: list[float], trl: list[float] | None) -> dict[str, float] |
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
-    ours, trl = figures["ours"], figures["trl"]
-    print(
-        f"{name:24s} ours {ours['pairs_per_second']:.2f} pairs/s {ours['peak_gb']:.1f} GB | "
-        f"TRL {trl['pairs_per_second']:.2f} pairs/s {trl['peak_gb']:.1f} GB | "
-        f"{figures['speed_ratio']:.1f}x speed, {figures['memory_ratio']:.2f}x memory",
-        flush=True,
-    )
+    print(f"{name}: {figures['speed_ratio']:.1f}x speed, {figures['memory_ratio']:.2f}x memory")
+    for who in ("ours", "trl"):
+        of = figures[who]
+        print(
+            f"  {who:4} {of['pairs_per_second']:.2f} pairs/s, {of['tokens_per_second']:.0f} tokens/s in training,"
+            f" {of['wasted_tokens']:.0%} of tokens wasted, {of['peak_gb']:.1f} GB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

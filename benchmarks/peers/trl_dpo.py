@@ -9,7 +9,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -23,7 +23,7 @@ config = DPOConfig(
     per_device_train_batch_size=job["batch_size"],
     learning_rate=job["learning_rate"],
     beta=job["beta"],
-    bf16=True,
+    bf16=not job["curve"],
     use_cpu=True,
     seed=0,
     logging_steps=1,
@@ -33,6 +33,8 @@ config = DPOConfig(
     **tuned,
 )
 model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["weights"]))
+if job["curve"]:
+    model = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True)
 lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 started = time.monotonic()
 trainer = DPOTrainer(
@@ -40,8 +42,18 @@ trainer = DPOTrainer(
     args=config,
     train_dataset=Dataset.from_list(job["pairs"]),
     processing_class=tokenizer,
-    peft_config=lora,
+    peft_config=None if job["curve"] else lora,
 )
+collate, computed = trainer.data_collator, []
+
+
+def counting(rows):
+    batch = collate(rows)
+    computed.append(batch["input_ids"].numel())
+    return batch
+
+
+trainer.data_collator = counting
 built = time.monotonic()
 trainer.train()
 ended = time.monotonic()
@@ -51,6 +63,7 @@ json.dump(
     {
         "seconds": ended - started,  # tokenising, reference log-probabilities and training
         "train_seconds": ended - built,
+        "computed": sum(computed),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "losses": [row["loss"] for row in history],
         "reference": list(trainer.train_dataset["ref_chosen_logps"]) if "ref_chosen_logps" in columns else None,

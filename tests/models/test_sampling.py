@@ -11,9 +11,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_utils import AttentionInterface
 
-from spiritlevel.models import Completion, Sampling, decode, sampling
-from spiritlevel.models.sampling import ROWS_PER_BATCH, choose_tokens, plan_prompts
+from spiritlevel.models import Completion, Sampling, decode, sampling, shared_start
+from spiritlevel.models.sampling import APART_TOKENS, ROWS_PER_BATCH, choose_tokens, plan_prompts
 from tiny import VOCABULARY, build_llama, build_qwen2
 
 PAD = 0
@@ -41,8 +43,13 @@ def shared_model(name: str) -> Any:
     return BUILD[name]()
 
 
-def batched(model: Any, batch: list[Prompt], way: Sampling, *, stop: frozenset[int] = STOPS) -> list[Completion]:
-    return decode(model, batch, way, stop_tokens=stop, pad_token=PAD, seeds=[sum(prompt) for prompt in batch])
+def batched(
+    model: Any, batch: list[Prompt], way: Sampling, *, stop: frozenset[int] = STOPS, share_start: bool = False
+) -> list[Completion]:
+    return decode(
+        model, batch, way, stop_tokens=stop, pad_token=PAD, seeds=[sum(prompt) for prompt in batch],
+        share_start=share_start,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -214,3 +221,42 @@ def test_prompts_that_share_little_are_batched_by_length() -> None:
 def test_a_family_within_a_family_gets_its_own_batch() -> None:
     batch = [(1,) * 60 + (tail % 2,) * 60 + (tail,) for tail in range(24)] + [(3, tail) for tail in range(5)]
     assert sorted(len(rows) for rows in plan_prompts(batch)) == [5, 12, 12]
+
+
+# --- a long common start -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", BUILD)
+def test_a_start_that_is_kept_once_for_all_rows_changes_nothing(
+    name: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of unequal length, each drawn several times, some of which end early."""
+    model = BUILD[name]()
+    model.config._attn_implementation = implementation
+    start = tuple(range(3, 3 + APART_TOKENS + 8))
+    batch = [(*start, *range(50, 50 + extra), number) for extra in (1, 4, 9) for number in (60, 60, 61)]
+    attended: list[int] = []
+    attend = shared_start._attend
+
+    def watch(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        attended.append(query.shape[0])
+        return attend(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, shared_start._NAME, watch)
+    found = batched(model, batch, WAYS[1], share_start=True)
+    assert attended[0] == 6, "a prompt that comes twice is computed once"
+    assert len(set(attended)) > 2, "finished rows are dropped"
+    assert model.config._attn_implementation == implementation
+    for prompt, completion in zip(batch, found, strict=True):
+        assert completion == one_by_one(model, prompt, WAYS[1])
+
+
+@pytest.mark.parametrize("setting", [{"sliding_window": 16}, {"attn_logit_softcapping": 30.0}])
+def test_an_attention_that_is_not_the_plain_one_keeps_its_own_way(setting: dict[str, Any]) -> None:
+    model = build_llama()
+    cache_of_rows = DynamicCache(config=model.config)
+    assert shared_start.can_share_start(model, cache_of_rows)
+    for key, value in setting.items():
+        setattr(model.config, key, value)
+    assert not shared_start.can_share_start(model, cache_of_rows)

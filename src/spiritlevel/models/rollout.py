@@ -66,6 +66,7 @@ class InProcess:
                 pad_token=self.model.pad_token,
                 seeds=[seed for index in group for seed in seeds[index]],
                 keep_drawn=True,
+                share_start=True,
             )
             drawn = iter(completions)
             for index in group:

@@ -25,6 +25,7 @@ from spiritlevel.train.objectives import (
     RobustDPO,
     SimPO,
 )
+from spiritlevel.train.objectives.pairwise import pair_fork
 from spiritlevel.train.online import OnlineConfig, train_online
 from spiritlevel.train.prepare import prepare_examples
 from spiritlevel.train.reward_quality import RewardQuality, calibration_error, reward_quality
@@ -83,6 +84,7 @@ __all__ = [
     "load_function",
     "merge_adapter",
     "model_reward",
+    "pair_fork",
     "policy_alone",
     "prepare_examples",
     "reward_quality",

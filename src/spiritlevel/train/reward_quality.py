@@ -11,8 +11,9 @@ from scipy.stats import spearmanr
 
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, RewardModel, reward_fork
+from spiritlevel.models import RewardModel, reward_fork
 from spiritlevel.stats import Rate, wilson
+from spiritlevel.train.objectives.pairwise import pair_fork
 
 BINS = 10
 
@@ -47,16 +48,7 @@ def reward_quality(
     """Judge `model` on pairs that it was not trained on. Raises SpiritLevelError if there are none."""
     if not records:
         raise SpiritLevelError("there are no pairs to judge the reward model by")
-    forks = [
-        Fork(
-            model.prompt_tokens(record.chat),
-            (
-                model.reply_tokens(record.chosen_text, finished=record.chosen_finished),
-                model.reply_tokens(record.rejected_text, finished=record.rejected_finished),
-            ),
-        )
-        for record in records
-    ]
+    forks = [pair_fork(record, model) for record in records]
     asked = [reward_fork(fork, model.pad_token) for fork in forks]
     rewards = np.array(model.rewards(asked, token_budget=token_budget, on_progress=on_progress))
     lengths = np.array([[len(reply) for reply in fork.continuations] for fork in forks])

@@ -24,6 +24,13 @@ from spiritlevel.train.objective import Example, Metrics, RecordObjective, Windo
 OPENING_TOKENS = 4
 
 
+def pair_fork(record: Preference, model: LocalModel) -> Fork:
+    """The prompt with the chosen and the rejected reply; one that was cut has no end token."""
+    chosen = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
+    rejected = model.reply_tokens(record.rejected_text, finished=record.rejected_finished)
+    return Fork(model.prompt_tokens(record.chat), (chosen, rejected))
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Summed log-probabilities of the chosen and the rejected replies of a batch, each [pairs].
@@ -110,9 +117,9 @@ class Pairwise(RecordObjective):
         ]
 
     def fork(self, record: Preference, model: LocalModel) -> Fork:
-        chosen = model.reply_tokens(record.chosen_text, finished=record.chosen_finished)
-        rejected = model.reply_tokens(record.rejected_text, finished=record.rejected_finished)
-        return Fork(model.prompt_tokens(record.chat), (chosen, rejected[: self.margin_tokens]))
+        whole = pair_fork(record, model)
+        chosen, rejected = whole.continuations
+        return Fork(whole.prompt, (chosen, rejected[: self.margin_tokens]))
 
     def question(self, fork: Fork) -> Fork | None:
         """What the reference is to score: the tokens that the preference term reads, if it needs them."""

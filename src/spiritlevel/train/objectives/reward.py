@@ -16,6 +16,7 @@ from spiritlevel.data import Preference, Ranking
 from spiritlevel.errors import check_setting
 from spiritlevel.models import Fork, LocalModel, reward_fork
 from spiritlevel.train.objective import Example, Metrics, RecordObjective, Window
+from spiritlevel.train.objectives.pairwise import pair_fork
 
 
 def bradley_terry_loss(
@@ -58,16 +59,13 @@ class Reward(RecordObjective):
 
     def example(self, record: Preference | Ranking, model: LocalModel) -> RewardExample:
         if isinstance(record, Ranking):
-            replies = [model.reply_tokens(reply) for reply in record.completions]
+            replies = tuple(model.reply_tokens(reply) for reply in record.completions)
+            fork = Fork(model.prompt_tokens(record.chat), replies)
             pairs = [(better, worse, 0.0, 1.0) for better, worse in record.pairs]
         else:
-            replies = [
-                model.reply_tokens(record.chosen_text, finished=record.chosen_finished),
-                model.reply_tokens(record.rejected_text, finished=record.rejected_finished),
-            ]
+            fork = pair_fork(record, model)
             pairs = [(0, 1, record.margin, record.probability)]
-        fork = reward_fork(Fork(model.prompt_tokens(record.chat), tuple(replies)), model.pad_token)
-        return RewardExample(fork, kind=record.source, pairs=tuple(pairs))
+        return RewardExample(reward_fork(fork, model.pad_token), kind=record.source, pairs=tuple(pairs))
 
     def loss(
         self, scores: Float[Tensor, " replies"], examples: Sequence[RewardExample], window: Window
