@@ -271,6 +271,15 @@ def test_only_the_time_between_checkpoints_may_differ(tmp_path: Path) -> None:
     assert [row["step"] for row in told] == [4, 5, 6]
 
 
+def test_nothing_is_dropped_out(tmp_path: Path) -> None:
+    usual, dropping = student(), student()
+    for layer in dropping.model.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    for model, folder in ((usual, "usual"), (dropping, "dropping")):
+        train(model, PREFER, EXAMPLES, CONFIG, tmp_path / folder)
+    assert equal(weights(usual), weights(dropping))
+
+
 def test_a_frozen_base_is_part_of_what_a_checkpoint_belongs_to(tmp_path: Path) -> None:
     # The adapters start alike and SFT has no reference: only the base tells these two apart.
     train(student(seed=0), SFT(), CHOSEN, CONFIG, tmp_path / "used")

@@ -17,7 +17,13 @@ from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, LocalModel, score_batch
 from spiritlevel.train import DPO, Example, LoraSettings, TrainConfig, add_lora, memory, train
 from spiritlevel.train.adapters import fused_lora
-from spiritlevel.train.memory import estimate_step, free_memory, gradient_checkpointing, heaviest_micro_batch
+from spiritlevel.train.memory import (
+    estimate_step,
+    free_memory,
+    gradient_checkpointing,
+    heaviest_micro_batch,
+    needs_checkpointing,
+)
 from tiny import build_llama, build_qwen2, build_tokenizer
 
 BUILD: dict[str, Callable[..., Any]] = {"llama": build_llama, "qwen2": build_qwen2}
@@ -73,14 +79,11 @@ def test_the_estimate_is_what_the_allocator_gives(
 ) -> None:
     model = student(kind, name=name, dtype=getattr(torch, dtype), num_hidden_layers=4)
     forks = draw_forks(*layout)
-    model.model.train()
-    if checkpointed:
-        model.model.activation_checkpointing_enable()
 
     def step() -> None:
         score_batch(model.model, forks, pad_token=model.pad_token).logprobs.sum().backward()
 
-    with fused_lora(model.model):
+    with fused_lora(model.model), gradient_checkpointing(model, on=checkpointed):
         estimate = estimate_step(model, forks)
         for weight in model.model.parameters():
             if weight.requires_grad:  # the estimate has gradients apart
@@ -92,7 +95,6 @@ def test_the_estimate_is_what_the_allocator_gives(
 
 def test_estimating_computes_and_changes_nothing() -> None:
     model = student("lora")
-    model.model.train()
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     state = torch.get_rng_state()
     first = estimate_step(model, draw_forks(3, 30, 10))
@@ -155,12 +157,10 @@ def test_auto_checkpoints_where_the_estimate_does_not_fit(
     share: float, checkpointed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, forks = student("lora"), draw_forks(3, 30, 10)
-    model.model.train()
     needed = estimate_step(model, forks).total
     monkeypatch.setattr(memory, "free_memory", lambda device: int(needed * share / memory.SHARE))
-    with caplog.at_level(logging.INFO, "spiritlevel"), gradient_checkpointing(model, "auto", [forks], 1000):
-        assert model.model.is_activation_checkpointing == checkpointed
-    assert not model.model.is_activation_checkpointing
+    with caplog.at_level(logging.INFO, "spiritlevel"):
+        assert needs_checkpointing(model, "auto", [forks], 1000) == checkpointed
     (told,) = caplog.records
     assert told.levelname == ("WARNING" if checkpointed else "INFO")
     assert f"checkpointing {'on' if checkpointed else 'off'}: " in told.message and "GB are free" in told.message
@@ -171,18 +171,16 @@ def test_auto_leaves_a_finished_training_and_an_unknown_machine_alone(monkeypatc
     model = student("lora")
     for free, batches in ((1, []), (None, [draw_forks(1, 4, 4)])):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
-        with gradient_checkpointing(model, "auto", batches, 100):
-            assert not model.model.is_activation_checkpointing
+        assert not needs_checkpointing(model, "auto", batches, 100)
 
 
 def test_an_architecture_that_can_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = student("lora")
     monkeypatch.setattr(type(model.model.get_base_model()), "supports_gradient_checkpointing", False)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
-    with gradient_checkpointing(model, "auto", [draw_forks(1, 4, 4)], 100):
-        assert not model.model.is_activation_checkpointing
+    assert not needs_checkpointing(model, "auto", [draw_forks(1, 4, 4)], 100)
     with pytest.raises(SpiritLevelError, match="no gradient checkpointing"):
-        gradient_checkpointing(model, "on", [], 100).__enter__()
+        needs_checkpointing(model, "on", [], 100)
 
 
 def test_a_run_may_go_on_with_another_setting(tmp_path: Path) -> None:

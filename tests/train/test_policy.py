@@ -6,6 +6,8 @@ bugs that were found since.
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -47,6 +49,8 @@ from spiritlevel.train import (
     Window,
     add_lora,
     function_reward,
+    load_function,
+    model_reward,
     policy_alone,
     save_trained,
     train,
@@ -567,6 +571,99 @@ def test_the_log_probabilities_kept_while_drawing_are_the_models_own() -> None:
     [scored] = model.token_logprobs([Fork(prompt, (tokens,))])
     assert logprobs == pytest.approx(scored, abs=1e-5)
     assert all(exp(value) <= 1 for value in logprobs)
+
+
+# --- what a run is made of ---------------------------------------------------------------------------
+
+
+def test_a_run_with_another_reward_begins_anew(tmp_path: Path) -> None:
+    def run(folder: str, function: Any) -> LocalModel:
+        model = policy()
+        train_online(model, RLOO(), CHATS, function_reward(function, name="mine"), ONLINE, CONFIG, tmp_path / folder)
+        return model
+
+    rewards = [load_function(f"{written(tmp_path, body)}:mine") for body in ("len(reply)", "-len(reply)")]
+    run("used", rewards[0])
+    found, expected = run("used", rewards[1]), run("fresh", rewards[1])
+    assert all(map(torch.equal, found.model.parameters(), expected.model.parameters()))
+
+
+def written(folder: Path, body: str) -> Path:
+    path = folder / f"{len(list(folder.iterdir()))}.py"
+    path.write_text(f"def mine(chat, reply):\n    return {body}\n")
+    return path
+
+
+def test_a_reward_function_takes_no_other_modules_name(tmp_path: Path) -> None:
+    path = tmp_path / "random.py"
+    path.write_text("def mine(chat, reply):\n    return 1\n")
+    load_function(f"{path}:mine")
+    assert sys.modules.get("random") is random
+
+
+@pytest.mark.parametrize("objective", [RLOO(), GRPO()])
+def test_one_sample_has_nothing_to_be_compared_with(objective: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpiritLevelError, match="compares the samples of a prompt"):
+        train_online(policy(), objective, CHATS, REWARD, replace(ONLINE, samples=1), CONFIG, tmp_path)
+
+
+def test_a_divergence_is_told_where_it_is_known() -> None:
+    assert "kl" not in experience(policy(), GRPO())[1]
+    assert experience(policy(), GRPO(kl_weight=0.1))[1]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_penalty_of_nothing_can_not_be_steered() -> None:
+    with pytest.raises(SpiritLevelError, match="kl_coefficient"):
+        PPO(kl_coefficient=0.0, kl_target=3.0)
+
+
+def test_checkpointed_layers_compute_again_and_the_weights_are_the_same(tmp_path: Path) -> None:
+    forwards = {}
+    models = {}
+    for setting in ("on", "off"):
+        models[setting] = model = policy()
+        calls: list[bool] = []
+        layer = model.model.get_base_model().model.layers[0].input_layernorm
+        layer.register_forward_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        config = replace(CONFIG, checkpointing=setting)
+        train_online(model, RLOO(), CHATS, REWARD, ONLINE, config, tmp_path / setting)
+        forwards[setting] = sum(calls)
+        assert not any(module.training for module in model.model.modules())
+    assert forwards["on"] == 2 * forwards["off"] > 0
+    assert_close(*models.values())
+
+
+def assert_close(left: LocalModel, right: LocalModel) -> None:
+    for a, b in zip(left.model.parameters(), right.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_samples_of_a_prompt_are_one_fork_to_a_reward_model() -> None:
+    model, asked = policy(), []
+
+    class Watched(RewardModel):
+        def rewards(self, forks: Sequence[Fork], **settings: Any) -> list[list[float]]:
+            asked.extend(forks)
+            return super().rewards(forks, **settings)
+
+    base = build_model()
+    judge = RewardModel.on(base, seed=0)
+    watched = Watched(judge.model, judge.tokenizer, name="judge")
+    watched.digest = "a digest"
+    reward = model_reward(watched, policy=model)
+    prompts = [model.prompt_tokens(chat) for chat in CHATS]
+    replies = [(4, 5), (6,), (7, 8, 9)]
+    answered = [Answered(c, "", Fork(p, (y,))) for c, p in zip(CHATS, prompts, strict=True) for y in replies]
+    found = reward(answered)
+    assert [len(fork.continuations) for fork in asked] == [3] * 4
+    alone = [reward([one])[0] for one in answered]
+    assert found == pytest.approx(alone, abs=1e-6)
+
+
+def test_the_callers_model_keeps_its_temperature(tmp_path: Path) -> None:
+    model = policy()
+    train_online(model, RLOO(), CHATS, REWARD, replace(ONLINE, temperature=0.5), CONFIG, tmp_path)
+    assert model.temperature == 1.0
 
 
 def test_scores_without_values_are_of_no_use_to_ppo() -> None:

@@ -36,6 +36,19 @@ def flat(lists: list[list[float]]) -> list[float]:
     return [value for values in lists for value in values]
 
 
+def test_other_scores_of_the_same_replies_are_another_training(tmp_path: Path) -> None:
+    def run(scores: tuple[float, ...], folder: str) -> RewardModel:
+        model = add_lora(reward_model(), LoraSettings(4, 8), seed=1)
+        record = Ranking(prompt=[{"role": "user", "content": "the"}], completions=("a", "on", "in"), scores=scores)
+        examples = Reward().examples([record], model)
+        train(model, Reward(), examples, TrainConfig(learning_rate=1e-2, epochs=2), tmp_path / folder)
+        return model
+
+    run((1.0, 2.0, 3.0), "used")
+    found, expected = run((3.0, 2.0, 1.0), "used"), run((3.0, 2.0, 1.0), "fresh")
+    assert all(map(torch.equal, found.model.parameters(), expected.model.parameters()))
+
+
 # --- where the head reads ----------------------------------------------------------------------------
 
 

@@ -228,7 +228,7 @@ class _FrozenHead(torch.autograd.Function):
         slope = transform.derivative(logits)
         probabilities = logits.sub_(normaliser[:, None]).exp_()
         probabilities.neg_().scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=logits.dtype))
-        ctx.save_for_backward(probabilities.mul_(slope).to(weight.dtype) @ weight)
+        ctx.save_for_backward((probabilities * slope).to(weight.dtype) @ weight)
         return chosen - normaliser
 
     @staticmethod

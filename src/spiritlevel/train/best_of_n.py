@@ -55,15 +55,14 @@ def draw_rewarded(
     prompts = [model.prompt_tokens(chat) for chat in chats]
     seeds = np.random.SeedSequence(seed).generate_state(len(chats) * samples, np.uint64).reshape(len(chats), -1)
     rollouts = InProcess(model).generate(prompts, sampling, seeds=seeds.tolist(), on_progress=on_progress)
-    found = []
-    for chat, prompt, drawn in zip(chats, prompts, rollouts, strict=True):
-        replies = [model.reply_text(rollout.tokens) for rollout in drawn]
-        answered = [
-            Answered(chat, reply, Fork(prompt, (rollout.tokens,)), rollout.finished)
-            for reply, rollout in zip(replies, drawn, strict=True)
-        ]
-        found.append(sorted(zip(answered, reward(answered), strict=True), key=lambda pair: -pair[1]))
-    return found
+    answered = [
+        Answered(chat, model.reply_text(rollout.tokens), Fork(prompt, (rollout.tokens,)), rollout.finished)
+        for chat, prompt, drawn in zip(chats, prompts, rollouts, strict=True)
+        for rollout in drawn
+    ]
+    rewarded = list(zip(answered, reward(answered), strict=True))
+    of_each = [rewarded[first : first + samples] for first in range(0, len(rewarded), samples)]
+    return [sorted(of_one, key=lambda pair: -pair[1]) for of_one in of_each]
 
 
 def best_records(

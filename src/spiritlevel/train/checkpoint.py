@@ -19,7 +19,7 @@ from spiritlevel.train.optimizer import MasterAdamW
 from spiritlevel.train.step import StepMetrics, TrainConfig
 
 # Of the checkpoint, and of what decides how a step is computed: one of another format is not gone on from.
-_FORMAT = 3
+_FORMAT = 4
 
 
 def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, model: LocalModel) -> str:
@@ -41,7 +41,6 @@ def save_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW, hist
     state = {
         "fingerprint": fingerprint,
         "history": json.dumps(history),
-        "random": _random_states(),  # which a model with dropout draws from
         **optimizer.state_dict(),
     }
     # Through a file of Python's: given a path, torch does not say why it could not write.
@@ -63,12 +62,5 @@ def load_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW) -> l
     if state["fingerprint"] != fingerprint:
         return []
     optimizer.load_state_dict(state)
-    torch.set_rng_state(state["random"][0])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"][1:])
     history: list[StepMetrics] = json.loads(state["history"])
     return history
-
-
-def _random_states() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]

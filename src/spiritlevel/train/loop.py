@@ -11,7 +11,7 @@ from spiritlevel.models import LocalModel
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from spiritlevel.train.memory import gradient_checkpointing
+from spiritlevel.train.memory import gradient_checkpointing, needs_checkpointing
 from spiritlevel.train.objective import Example, Objective
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
 
@@ -40,13 +40,14 @@ def train(
         for batch in epoch_batches(kinds, config.batch_size, seed=config.seed, epoch=epoch)
     ]
     stepper = Stepper(model, objective, config, len(schedule))
-    forks = [[example.fork.prompt, example.fork.continuations, example.reference, example.kind] for example in examples]
-    mark = fingerprint(objective, forks, config, model)
+    mark = fingerprint(objective, [repr(example) for example in examples], config, model)
     history = load_checkpoint(folder, mark, stepper.optimizer)
-    model.model.train()
     saved_at = time.monotonic()
     rest = ([examples[index].fork for index in batch] for batch in schedule[len(history) :])
-    with fused_lora(model.model), gradient_checkpointing(model, config.checkpointing, rest, config.token_budget):
+    with (
+        fused_lora(model.model),
+        gradient_checkpointing(model, on=needs_checkpointing(model, config.checkpointing, rest, config.token_budget)),
+    ):
         for number in range(len(history), len(schedule)):
             metrics = stepper.step(number, [examples[index] for index in schedule[number]])
             history.append(metrics | {"epoch": (number + 1) * config.epochs / len(schedule)})
@@ -58,7 +59,6 @@ def train(
             if time.monotonic() - saved_at >= config.save_seconds or number + 1 == len(schedule):
                 save_checkpoint(folder, mark, stepper.optimizer, history)
                 saved_at = time.monotonic()
-    model.model.eval()
     return history
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, plan_batches
@@ -124,31 +125,38 @@ def heaviest_micro_batch(batches: Iterable[Sequence[Fork]], token_budget: int) -
 
 
 @contextmanager
-def gradient_checkpointing(
+def gradient_checkpointing(model: LocalModel, *, on: bool) -> Iterator[None]:
+    """While this lasts, if it is `on`, the layers' activations are computed again in the backward pass instead of kept.
+    Results are the same to rounding; a step takes about a third longer."""
+    if not on:
+        yield
+        return
+    model.model.activation_checkpointing_enable()
+    # transformers checkpoints a layer only while it trains; what is inside it stays as it is, dropout off.
+    layers = [layer for layer in model.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.model.activation_checkpointing_disable()
+        model.model.disable_input_require_grads()
+
+
+def needs_checkpointing(
     model: LocalModel, setting: Checkpointing, batches: Iterable[Sequence[Fork]], token_budget: int
-) -> Iterator[None]:
-    """While this lasts, the layers' activations are computed again in the backward pass instead of kept, if `setting`
-    says so: "auto" does where the heaviest micro-batch of the batches to come would not fit. Results are the same to
-    rounding; a step takes about a third longer.
-    """
+) -> bool:
+    """What `setting` comes to: "auto" is on where the heaviest micro-batch of the batches to come would not fit."""
     if setting == "on" and not model.model.supports_gradient_checkpointing:
         raise SpiritLevelError(
             "this architecture has no gradient checkpointing",
             where=model.name,
             remedy="Leave it off, and lower the token budget if memory is short.",
         )
-    if not (setting == "on" or (setting == "auto" and _is_needed(model, batches, token_budget))):
-        yield
-        return
-    model.model.activation_checkpointing_enable()
-    try:
-        yield
-    finally:
-        model.model.activation_checkpointing_disable()
-        model.model.disable_input_require_grads()
-
-
-def _is_needed(model: LocalModel, batches: Iterable[Sequence[Fork]], token_budget: int) -> bool:
+    if setting != "auto":
+        return setting == "on"
     forks, free = heaviest_micro_batch(batches, token_budget), free_memory(model.device)
     if not forks or free is None or not model.model.supports_gradient_checkpointing:
         return False

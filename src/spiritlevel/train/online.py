@@ -6,9 +6,9 @@ The optimiser step, the schedule and the checkpoint are those of `loop.py`; only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from spiritlevel.train.memory import Checkpointing, gradient_checkpointing
+from spiritlevel.train.memory import Checkpointing, gradient_checkpointing, needs_checkpointing
 from spiritlevel.train.objectives.policy import Batch, Experience, PolicyObjective
 from spiritlevel.train.rewards import Answered, RewardSource
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
@@ -73,9 +73,8 @@ def train_online(
     model: a policy with a LoRA adapter, whose base is the reference (an `ActorCritic` for PPO). A call with the same
     arguments after a kill goes on at the last kept iteration and ends with the same weights.
     """
+    _check(model, objective, online, config)
     prompts = _prompts(model, chats, online, config)
-    saving = _checkpointing(model, config)
-    model.temperature = online.temperature
     steps = config.epochs * -(-online.prompts // config.batch_size)
     stepper = Stepper(model, objective, config, online.iterations * steps)
     if stepper.accelerator.num_processes > 1:
@@ -83,11 +82,12 @@ def train_online(
             f"learning from rollouts runs on one process so far, and there are {stepper.accelerator.num_processes}",
             remedy="Leave --processes out.",
         )
-    mark = fingerprint(objective, [prompts, repr(online)], config, model)
+    mark = fingerprint(objective, [prompts, repr(online), reward.digest], config, model)
     history = load_checkpoint(folder, mark, stepper.optimizer)
     engine = engine or InProcess(model)
     saved_at = time.monotonic()
-    with fused_lora(model.model):
+    with fused_lora(model.model), _at_temperature(model, online.temperature):
+        on = needs_checkpointing(model, _setting(model, config), _longest(prompts, online, config), config.token_budget)
         for iteration in range(len(history) // steps, online.iterations):
             chosen = _prompts_of(iteration, len(chats), online.prompts, config.seed)
             engine.update_weights(model)
@@ -96,7 +96,7 @@ def train_online(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
                 history,
             )  # fmt: skip
-            with gradient_checkpointing(model, saving, [[one.fork for one in experience]], config.token_budget):
+            with gradient_checkpointing(model, on=on):
                 for epoch in range(config.epochs):
                     for batch in _batches(len(experience), config, iteration, epoch):
                         metrics = stepper.step(len(history), [experience[index] for index in batch])
@@ -149,10 +149,12 @@ def gather(
         rows = batch.group == group
         own: dict[str, Any] = {name: field[rows][mask[rows]] for name, field in fields.items()}
         experience.append(Experience(fork, **own))
-    return experience, _told(batch, found.metrics, flat)
+    # Of a reply: the sum over its tokens, and the mean of that.
+    divergence = {"kl": float(batch.kl.sum(1).mean())} if objective.needs_reference else {}
+    return experience, _told(batch, flat) | divergence | found.metrics
 
 
-def _told(batch: Batch, metrics: dict[str, float], rollouts: Sequence[Rollout]) -> StepMetrics:
+def _told(batch: Batch, rollouts: Sequence[Rollout]) -> StepMetrics:
     tokens = int(batch.mask.sum())
     spread = torch.stack(
         [batch.scores[batch.group == group].std(correction=0) for group in range(int(batch.group.max()) + 1)]
@@ -160,14 +162,11 @@ def _told(batch: Batch, metrics: dict[str, float], rollouts: Sequence[Rollout]) 
     return {
         "reward": float(batch.scores.mean()),
         "reward_std": float(batch.scores.std(correction=0)),
-        # Of a reply: the sum over its tokens, and the mean of that.
-        "kl": float(batch.kl.sum(1).mean()),
         # Of what was drawn: an unbiased estimate of the entropy of a token.
         "entropy": -float(batch.logprobs[batch.mask].sum()) / tokens,
         "length": tokens / len(rollouts),
         "finished": sum(rollout.finished for rollout in rollouts) / len(rollouts),
         "groups_without_signal": float((spread == 0).double().mean()),
-        **metrics,
     }
 
 
@@ -185,10 +184,6 @@ def _scores(
             fork = Fork(prompt, (rollout.tokens,))
             answered.append(Answered(chat, model.reply_text(rollout.tokens), fork, rollout.finished))
     scores = reward(answered)
-    if len(scores) != len(answered) or not all(map(isfinite, scores)):
-        raise SpiritLevelError(
-            "the rewards are not one finite number a reply", remedy="Look at the reward model, or the function."
-        )
     if online.unfinished_reward is None:
         return scores
     unfinished = online.unfinished_reward
@@ -240,16 +235,37 @@ def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
     return chosen
 
 
-def _checkpointing(model: LocalModel, config: TrainConfig) -> Checkpointing:
-    """A checkpointed layer computes again in the backward pass, when another adapter may be active."""
-    if not isinstance(model, ActorCritic):
-        return config.checkpointing
-    if config.checkpointing == "on":
+def _check(model: LocalModel, objective: PolicyObjective, online: OnlineConfig, config: TrainConfig) -> None:
+    if online.samples < 2 and not objective.needs_values:
+        raise SpiritLevelError(
+            f"{objective.name} compares the samples of a prompt, and there is one", remedy="Draw two or more."
+        )
+    if isinstance(model, ActorCritic) and config.checkpointing == "on":
         raise SpiritLevelError(
             "PPO's two adapters don't work with gradient checkpointing",
             remedy="Leave --checkpointing out, and lower the token budget if memory is short.",
         )
-    return "off"
+
+
+def _setting(model: LocalModel, config: TrainConfig) -> Checkpointing:
+    """A checkpointed layer computes again in the backward pass, when another adapter may be active."""
+    return "off" if isinstance(model, ActorCritic) else config.checkpointing
+
+
+def _longest(prompts: Sequence[tuple[int, ...]], online: OnlineConfig, config: TrainConfig) -> list[list[Fork]]:
+    """The heaviest batch that may come: the longest prompt, all of its samples as long as they can be."""
+    drawn = ((0,) * online.max_new_tokens,) * online.samples
+    return [[Fork(max(prompts, key=len), drawn)] * config.batch_size]
+
+
+@contextmanager
+def _at_temperature(model: LocalModel, temperature: float) -> Iterator[None]:
+    """While this lasts, the model's log-probabilities are those of sampling at this temperature."""
+    usual, model.temperature = model.temperature, temperature
+    try:
+        yield
+    finally:
+        model.temperature = usual
 
 
 def _batches(count: int, config: TrainConfig, iteration: int, epoch: int) -> list[list[int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ from spiritlevel.chat import Chat
 from spiritlevel.checks import judge_probe
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, LocalModel, RewardModel, reward_fork
+from spiritlevel.store import digest_file, digest_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,26 @@ class Answered:
     finished: bool = True
 
 
-RewardSource = Callable[[Sequence[Answered]], list[float]]
+@dataclass(frozen=True)
+class RewardSource:
+    """Scores replies. digest: of what decides a score, so that a killed run goes on only with the reward it began with.
+
+    Raises SpiritLevelError unless `score` gives one finite number a reply.
+    """
+
+    name: str
+    digest: str
+    score: Callable[[Sequence[Answered]], list[float]]
+
+    def __call__(self, answered: Sequence[Answered]) -> list[float]:
+        rewards = self.score(answered)
+        if len(rewards) != len(answered) or not all(map(isfinite, rewards)):
+            raise SpiritLevelError(
+                "the rewards are not one finite number a reply",
+                where=self.name,
+                remedy="Look at the reward model, or the function.",
+            )
+        return rewards
 
 
 def model_reward(model: RewardModel, *, policy: LocalModel) -> RewardSource:
@@ -43,11 +65,15 @@ def model_reward(model: RewardModel, *, policy: LocalModel) -> RewardSource:
             remedy="Train a reward model from the policy's base: spiritlevel train reward --model ...",
         )
 
-    def rewards(answered: Sequence[Answered]) -> list[float]:
-        forks = [reward_fork(one.fork, model.pad_token) for one in answered]
-        return [reward for [reward] in model.rewards(forks)]
+    def score(answered: Sequence[Answered]) -> list[float]:
+        """The replies to one prompt that stand together are one fork, which computes the prompt once."""
+        forks = []
+        for prompt, replies in groupby(answered, key=lambda one: one.fork.prompt):
+            continuations = tuple(y for one in replies for y in one.fork.continuations)
+            forks.append(reward_fork(Fork(prompt, continuations), model.pad_token))
+        return [reward for of_prompt in model.rewards(forks) for reward in of_prompt]
 
-    return rewards
+    return RewardSource(model.name, digest_json([model.digest, model.scale]), score)
 
 
 def function_reward(function: Callable[[Chat, str], float], *, name: str) -> RewardSource:
@@ -56,7 +82,7 @@ def function_reward(function: Callable[[Chat, str], float], *, name: str) -> Rew
     Raises SpiritLevelError naming it if it raises, or returns what is not a finite number.
     """
 
-    def rewards(answered: Sequence[Answered]) -> list[float]:
+    def score(answered: Sequence[Answered]) -> list[float]:
         found = []
         for one in answered:
             try:
@@ -76,7 +102,15 @@ def function_reward(function: Callable[[Chat, str], float], *, name: str) -> Rew
             found.append(reward)
         return found
 
-    return rewards
+    return RewardSource(name, digest_json([name, _source(function)]), score)
+
+
+def _source(function: Callable[[Chat, str], float]) -> str | None:
+    """The digest of the file that a function is written in, if it is in one."""
+    try:
+        return digest_file(Path(inspect.getfile(function)))
+    except (TypeError, OSError):
+        return None
 
 
 def load_function(spec: str) -> Callable[[Chat, str], float]:
@@ -97,11 +131,12 @@ def load_function(spec: str) -> Callable[[Chat, str], float]:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"reward_function_{path.stem}"  # not that of a module that others import
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look themselves up there
+    sys.modules[name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 
@@ -111,10 +146,11 @@ def charter_reward(charter: Charter) -> RewardSource:
     is judged by what the probe expects; any other should be helped."""
     probes = {probe.prompt: probe for probe in read_probes(charter, "train")}
 
-    def rewards(answered: Sequence[Answered]) -> list[float]:
+    def score(answered: Sequence[Answered]) -> list[float]:
         return [_charter_reward(charter, probes.get(one.chat[-1]["content"]), one) for one in answered]
 
-    return rewards
+    told = [(probe.prompt, probe.rule, probe.expect) for probe in probes.values()]
+    return RewardSource(charter.name, digest_json([charter.digest, told]), score)
 
 
 def _charter_reward(charter: Charter, probe: Probe | None, one: Answered) -> float:

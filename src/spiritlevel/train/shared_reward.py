@@ -45,7 +45,7 @@ class SharedReward(RewardModel):
         for name, parameter in policy.model.named_parameters():
             if f".{REWARD}." in name:
                 parameter.requires_grad_(False)
-        found = cls(policy.model, policy.tokenizer, name=str(folder))
+        found = cls(policy.model, policy.tokenizer, name=str(folder), folder=folder, base=base)
         found.head = next(weight for name, weight in weights.items() if name.endswith("score.weight")).to(policy.device)
         found.read_scale(folder)
         return found

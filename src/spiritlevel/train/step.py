@@ -56,7 +56,10 @@ class TrainConfig:
 
 
 class Stepper:
-    """Trains `model` in place, one step a call. steps: how many there will be, for the learning rate's schedule."""
+    """Trains `model` in place, one step a call. Dropout is off: policy and reference differ by what was learnt.
+
+    steps: how many there will be, for the learning rate's schedule.
+    """
 
     def __init__(self, model: LocalModel, objective: Objective, config: TrainConfig, steps: int) -> None:
         self.accelerator = Accelerator(cpu=model.device.type == "cpu")
@@ -64,7 +67,6 @@ class Stepper:
         self.optimizer = MasterAdamW(
             model.model.parameters(), weight_decay=config.weight_decay, eps=objective.adam_epsilon
         )
-        torch.manual_seed(config.seed)  # dropout
 
     def step(self, number: int, batch: Sequence[Any]) -> StepMetrics:
         """Step `number`, from 0: the gradient of the objective over the whole batch, clipped, and an update."""
@@ -104,7 +106,7 @@ def stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
             raise SpiritLevelError(
                 f"the {what} is not a finite number at step {metrics['step']:.0f}",
                 where=str(folder),
-                remedy="Lower the learning rate; the last checkpoint is kept.",
+                remedy="Lower the learning rate: the training then begins anew.",
             )
 
 

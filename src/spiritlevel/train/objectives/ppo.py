@@ -65,6 +65,8 @@ class PPO(PolicyObjective):
         target = self.kl_target
         check_setting("kl_coefficient", self.kl_coefficient, self.kl_coefficient >= 0, "0 or more")
         check_setting("kl_target", target, target is None or target > 0, "a number above 0, or None")
+        steered = target is None or self.kl_coefficient > 0
+        check_setting("kl_coefficient", self.kl_coefficient, steered, "above 0 where it is steered to a kl_target")
         check_setting("kl_horizon", self.kl_horizon, self.kl_horizon > 0, "a number above 0")
         check_setting("clip", self.clip, 0 < self.clip < 1, "between 0 and 1")
         check_setting("value_clip", self.value_clip, self.value_clip > 0, "a number above 0")
