@@ -356,12 +356,12 @@ def test_19_losses_and_metrics_of_micro_batches_add_up_whatever_their_lengths(ob
 
 
 def test_the_penalty_is_steered_to_its_target_by_at_most_a_fifth() -> None:
-    steered = PPO(kl_coefficient=0.1, kl_target=6.0, kl_horizon=100.0)
-    assert steered.coefficient([], 10) == 0.1
+    steered = PPO(kl_coefficient=0.1, kl_target=6.0, kl_gain=0.5)
+    assert steered.coefficient([]) == 0.1
     for kl, error in ((12.0, 0.2), (6.6, 0.1), (6.0, 0.0), (0.0, -0.2)):
         history = [{"kl_coefficient": 0.1, "kl": kl}]
-        assert steered.coefficient(history, 10) == pytest.approx(0.1 * (1 + error * 10 / 100))
-        assert PPO(kl_coefficient=0.1).coefficient(history, 10) == 0.1
+        assert steered.coefficient(history) == pytest.approx(0.1 * (1 + 0.5 * error))
+        assert PPO(kl_coefficient=0.1).coefficient(history) == 0.1
 
 
 @given(st.floats(-5, 5))

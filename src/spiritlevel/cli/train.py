@@ -122,7 +122,7 @@ COMMON: Options = {
         typer.Option("auto", help="Compute activations twice to save memory; auto: only where they would not fit."),
     ),
     "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),
-    "seed": (int, typer.Option(0, help="Draws the order of the data and the adapter's start.")),
+    "seed": (int, typer.Option(0, min=0, help="Draws the order of the data and the adapter's start.")),
     "tensorboard": (bool, typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")),
     "config": (
         Path,
@@ -150,6 +150,11 @@ OWN: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "centre_weight": (float, "Weight of (s_chosen + s_rejected)², which keeps rewards near 0.", {"min": 0.0}),
     "kl_coefficient": (float, "Of the penalty for leaving the reference, in the reward.", {"min": 0.0}),
     "kl_target": (float | None, "The divergence of a reply that it is steered to. (default: it stays)", {"min": 1e-6}),
+    "kl_gain": (
+        float,
+        "How fast: an iteration changes the penalty by at most a fifth of this share.",
+        {"min": 1e-6},
+    ),
     "kl_weight": (float, "Of the divergence from the reference, in the loss.", {"min": 0.0}),
     "clip": (float, "How far a ratio may fall, or for PPO move, in one iteration.", {"min": 1e-6, "max": 0.99}),
     "clip_above": (float, "How far a ratio may rise in one iteration (DAPO: 0.28).", {"min": 1e-6}),
@@ -226,6 +231,7 @@ METHODS = {
         "Proximal Policy Optimization with a KL penalty and a value model (arXiv:1707.06347, arXiv:2009.01325).",
         kl_coefficient=0.05,
         kl_target=None,
+        kl_gain=0.1,
         clip=0.2,
         decay=0.95,
         value_weight=0.1,

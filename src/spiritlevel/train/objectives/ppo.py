@@ -41,7 +41,8 @@ def clipped_value_loss(
 @dataclass(frozen=True)
 class PPO(PolicyObjective):
     """kl_coefficient: β of the penalty −β (log π − log π_ref) in every token's reward. kl_target: the divergence of a
-    reply, summed over its tokens, that β is steered to (Ziegler et al., section 2.2); None: β stays.
+    reply, summed over its tokens, that β is steered to; None: β stays. kl_gain: how fast, K_β in section 2.2 of Ziegler
+    et al.: an iteration changes β by at most a fifth of it.
 
     clip, value_clip: how far a ratio and a value may move in one iteration; discount, decay: γ and λ of the advantages;
     value_weight: of the value loss. whiten_rewards: variance 1 for the rewards of an iteration, its mean kept.
@@ -49,7 +50,7 @@ class PPO(PolicyObjective):
 
     kl_coefficient: float = 0.05
     kl_target: float | None = None
-    kl_horizon: float = 10_000.0
+    kl_gain: float = 0.1
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
@@ -67,7 +68,7 @@ class PPO(PolicyObjective):
         check_setting("kl_target", target, target is None or target > 0, "a number above 0, or None")
         steered = target is None or self.kl_coefficient > 0
         check_setting("kl_coefficient", self.kl_coefficient, steered, "above 0 where it is steered to a kl_target")
-        check_setting("kl_horizon", self.kl_horizon, self.kl_horizon > 0, "a number above 0")
+        check_setting("kl_gain", self.kl_gain, 0 < self.kl_gain < 5, "above 0, below 5")
         check_setting("clip", self.clip, 0 < self.clip < 1, "between 0 and 1")
         check_setting("value_clip", self.value_clip, self.value_clip > 0, "a number above 0")
         check_setting("value_weight", self.value_weight, self.value_weight >= 0, "0 or more")
@@ -79,7 +80,7 @@ class PPO(PolicyObjective):
         return self.kl_coefficient > 0
 
     def advantages(self, batch: Batch, history: Sequence[dict[str, float]]) -> Advantages:
-        coefficient = self.coefficient(history, len(batch.scores))
+        coefficient = self.coefficient(history)
         rewards = token_rewards(batch.scores, batch.kl, batch.mask, kl_coefficient=coefficient)
         if self.whiten_rewards:
             rewards = whiten(rewards, batch.mask, keep_mean=True)
@@ -91,15 +92,15 @@ class PPO(PolicyObjective):
         metrics = {"kl_coefficient": coefficient, "value_explained_variance": explained}
         return Advantages(whiten(advantages, batch.mask), returns, metrics)
 
-    def coefficient(self, history: Sequence[dict[str, float]], replies: int) -> float:
-        """β of the iteration that begins: the last one's times 1 + clip(KL/target − 1, ±0.2) · replies/horizon."""
+    def coefficient(self, history: Sequence[dict[str, float]]) -> float:
+        """β of the iteration that begins: the last one's times 1 + K_β clip(KL/target − 1, ±0.2)."""
         if not history:
             return self.kl_coefficient
         last = history[-1]
         if self.kl_target is None:
             return last["kl_coefficient"]
         error = max(-0.2, min(0.2, last["kl"] / self.kl_target - 1))
-        return last["kl_coefficient"] * (1 + error * replies / self.kl_horizon)
+        return last["kl_coefficient"] * (1 + self.kl_gain * error)
 
     def loss(self, scores: ActorCriticScores, examples: Sequence[Experience], window: Window) -> tuple[Tensor, Metrics]:
         old, advantages, values, returns = (
