@@ -10,6 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 from torch import Tensor
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -99,6 +101,13 @@ def build_model(*, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Pa
     tokenizer = build_tokenizer()
     network = build_llama(seed=seed, dtype=dtype, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     return LocalModel(network, tokenizer, name="tiny", folder=folder)
+
+
+def build_gpt2(*, context: int) -> LocalModel:
+    """A tiny model with learned positions, which can take no more tokens than it has of them."""
+    tokenizer = build_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=context)
+    return LocalModel(randomise(GPT2LMHeadModel(config), seed=0), tokenizer, name="gpt2")
 
 
 def save_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Path:

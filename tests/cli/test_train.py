@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,8 @@ def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> 
         ("rloo", ["--reward", "nowhere.py:score"], "can't be imported: FileNotFoundError"),
         ("grpo", ["--reward", "bad.py:nan"], "the reward function returned nan"),
         ("grpo", ["--reward", "bad.py:raises"], "the reward function raised ZeroDivisionError"),
-        ("grpo", ["--max-new-tokens", 4000], "exceed 2048 tokens"),
+        ("grpo", ["--max-length", 20], "exceed 20 tokens"),
+        ("grpo", ["--max-new-tokens", 4000], "with 4000 new tokens exceed the model's context of 512 tokens"),
         ("dpo", ["--data", "thumbs.jsonl"], "holds feedback, not preferences"),
         ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedback or preferences"),
     ],
@@ -173,3 +175,31 @@ def test_best_of_n_writes_what_sft_and_dpo_read(workplace: Path, spiritlevel: Ru
         out = workplace / "runs" / f"{method}-of-best"
         told = spiritlevel("train", method, *settings(method, out), "--data", data)
         assert told.code == 0, told.err
+
+
+def test_training_goes_on_from_an_adapter_once_it_is_merged(workplace: Path, spiritlevel: Run) -> None:
+    runs = workplace / "runs"
+    assert spiritlevel("train", "sft", *settings("sft", runs / "first"), "--adapter").code == 0
+    adapter, merged = runs / "first" / "model", runs / "first-merged"
+    charter = EXAMPLES.parents[1] / "src" / "spiritlevel" / "charter" / "templates" / "accounting"
+    for words in (
+        ["train", "dpo", *settings("dpo", runs / "second")],
+        ["train", "dpo", *settings("dpo", runs / "second"), "--rank", 0],
+        ["train", "rloo", *settings("rloo", runs / "second")],
+        ["align", charter, "--out", runs / "second"],
+    ):
+        told = spiritlevel(*words, "--model", adapter)
+        assert told.code == 3 and "is an adapter, and training starts from a whole model" in told.err, told.err
+        assert f"spiritlevel model merge {adapter} --out MERGED" in told.err and "Traceback" not in told.err
+        assert not (runs / "second" / "model").exists()
+
+    assert spiritlevel("model", "merge", adapter, "--out", merged).code == 0
+    more = ["--model", merged, "--nll-weight", 0, "--adapter"]
+    assert spiritlevel("train", "dpo", *settings("dpo", runs / "second"), *more).code == 0
+    first = json.loads((runs / "second" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(log(2), abs=1e-6)  # the policy begins as its reference, the trained model
+    second = open_local(str(runs / "second" / "model"))
+    assert second.base == merged
+    chat = [[{"role": "user", "content": "hello"}]]
+    with second.model.disable_adapter():
+        assert second.generate(chat, max_new_tokens=8) == open_local(str(merged)).generate(chat, max_new_tokens=8)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from spiritlevel.chat import Chat, assistant, system, user
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, LocalModel, answer_all, local, open_local
+from spiritlevel.models import Fork, InProcess, LocalModel, Sampling, answer_all, local, open_local
 from spiritlevel.store import ContentStore
 from spiritlevel.train import LoraSettings, add_lora, save_trained
-from tiny import END, OPENING, START, build_model, save_model
+from tiny import END, OPENING, START, build_gpt2, build_llama, build_model, build_tokenizer, save_model
 
 MODEL = build_model()
 CHATS: list[Chat] = [
@@ -74,6 +74,13 @@ def test_the_end_token_is_the_templates_own(tiny_model: LocalModel) -> None:
     tiny_model.tokenizer.eos_token = OPENING  # as where a base model's end of text is not the end of a turn
     assert tiny_model.end_token == tiny_model.tokenizer.convert_tokens_to_ids(END)
     assert tiny_model.stop_tokens == {tiny_model.end_token, tiny_model.tokenizer.eos_token_id}
+
+
+def test_a_reply_that_nothing_ends_is_told(tiny_model: LocalModel) -> None:
+    tiny_model.tokenizer.eos_token = None
+    tiny_model.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
+    with pytest.raises(SpiritLevelError, match=r"tiny: .*no end token(.|\n)*`eos_token` in tokenizer_config\.json"):
+        tiny_model.reply_tokens("hello")
 
 
 def test_stop_tokens_include_all_that_the_generation_config_names(tiny_model: LocalModel) -> None:
@@ -168,6 +175,22 @@ def test_what_fails_while_streaming_is_raised(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(local, "decode", decode)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(MODEL.stream(CHATS[0], max_new_tokens=4))
+
+
+def test_what_a_model_has_no_positions_for_is_not_drawn() -> None:
+    model = build_gpt2(context=64)
+    assert model.context == 64
+    chats: list[Chat] = [[user("a")], [user("hello " * 5)]]
+    prompts = [model.prompt_tokens(chat) for chat in chats]
+    room = 64 - max(map(len, prompts))
+    assert len(model.generate(chats, max_new_tokens=room)) == 2
+    for draw in (
+        lambda: model.generate(chats, max_new_tokens=room + 1),
+        lambda: list(model.stream(chats[1], max_new_tokens=room + 1)),
+        lambda: InProcess(model).generate(prompts, Sampling(room + 1, 1.0), seeds=[[0], [1]]),
+    ):
+        with pytest.raises(SpiritLevelError, match=r"exceed the model's context of 64 tokens \(the longest has 65\)"):
+            draw()
 
 
 # --- remembering -------------------------------------------------------------------------------------
@@ -344,3 +367,26 @@ def test_weights_of_another_shape_are_told(tiny_folder: Path) -> None:
     (tiny_folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     with pytest.raises(SpiritLevelError, match="tiny: the model can't be loaded: "):
         open_local(str(tiny_folder))
+
+
+@pytest.mark.parametrize("which", ["model", "base"])
+def test_weights_that_lack_one_are_told_by_its_name(which: str, tiny_folder: Path, tmp_path: Path) -> None:
+    adapter, file = tmp_path / "adapter", tiny_folder / "model.safetensors"
+    save_trained(add_lora(open_local(str(tiny_folder)), LoraSettings(2, 4), seed=0), adapter, form="adapter")
+    weights = load_file(file)
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.norm.weight"):
+        del weights[name]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(SpiritLevelError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight and 1 more") as told:
+        open_local(str(tiny_folder if which == "model" else adapter))
+    assert told.value.where == str(tiny_folder)
+
+
+def test_a_head_that_is_the_embedding_need_not_be_in_the_file(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_llama(vocab_size=len(tokenizer), tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    opened = open_local(str(tmp_path), dtype="float64").model
+    assert torch.equal(opened.lm_head.weight, model.model.embed_tokens.weight)

@@ -15,15 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from small_disk import fill, small_disk
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import Fork, LocalModel, open_local
+from spiritlevel.models import Fork, LocalModel, RewardModel, open_local, open_reward_model
 from spiritlevel.train import (
     DPO,
     Example,
     LoraSettings,
     LoraVariant,
+    SharedReward,
     TrainConfig,
     add_lora,
     merge_adapter,
+    open_base,
     save_trained,
     train,
 )
@@ -305,3 +307,71 @@ def test_other_layers_keep_their_own_forward(base: Path, settings: dict[str, Any
     with fused_lora(student):
         assert not any("forward" in vars(layer) for layer in student.modules())
         assert student(input_ids=IDS).logits.isfinite().all()
+
+
+FORKS = [Fork((5, 6, 7), ((8, 9, 3), (10, 3))), Fork((5, 6), ((14, 15, 16, 3), (18, 3)))]
+
+
+def test_an_adapter_of_the_same_base_may_leave_out_layers_that_are_fused(base: Path, tmp_path: Path) -> None:
+    settings = LoraSettings(rank=2, alpha=4, modules=("q_proj",))
+    trained = add_lora(RewardModel.on(open_local(str(base), dtype="float32"), seed=0), settings, seed=0)
+    for name, parameter in trained.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    expected = trained.rewards(FORKS)
+    save_trained(trained, tmp_path / "reward", form="adapter")
+
+    policy = open_student(base, "float32")
+    shared = SharedReward.beside(policy, base, tmp_path / "reward")
+    with fused_lora(policy.model):
+        assert sum("forward" in vars(layer) for layer in policy.model.modules()) == 2 * 7
+        for found, wanted in zip(shared.rewards(FORKS), expected, strict=True):
+            assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_policys_adapter_is_no_reward(base: Path, tmp_path: Path) -> None:
+    save_trained(open_student(base, "float32"), tmp_path / "adapter", form="adapter")
+    with pytest.raises(SpiritLevelError, match="adapter of task type CAUSAL_LM, where SEQ_CLS is needed") as told:
+        SharedReward.beside(open_student(base, "float32"), base, tmp_path / "adapter")
+    assert told.value.where == str(tmp_path / "adapter")
+    with pytest.raises(SpiritLevelError, match="adapter of task type CAUSAL_LM, where SEQ_CLS is needed"):
+        open_reward_model(tmp_path / "adapter")
+
+
+def test_a_reward_adapter_is_no_language_model_and_is_merged_with_its_head_and_scale(
+    base: Path, tmp_path: Path
+) -> None:
+    trained = add_lora(RewardModel.on(open_local(str(base), dtype="float32"), seed=0), SETTINGS, seed=0)
+    trained.normalise([reward for rewards in trained.rewards(FORKS) for reward in rewards])
+    save_trained(trained, tmp_path / "adapter", form="adapter")
+    with pytest.raises(SpiritLevelError, match="adapter of task type SEQ_CLS, where CAUSAL_LM is needed"):
+        open_local(str(tmp_path / "adapter"))
+    merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
+    merged = open_reward_model(tmp_path / "merged", dtype="float32")
+    assert merged.scale == trained.scale
+    for found, wanted in zip(merged.rewards(FORKS), trained.rewards(FORKS), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_an_adapter_of_a_model_named_from_here_is_read_from_elsewhere(
+    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    opened = open_local(base.name, dtype="float32")
+    student = add_lora(RewardModel.on(opened, seed=0) if kind == "reward" else opened, SETTINGS, seed=0)
+    save_trained(student, tmp_path / "adapter", form="adapter")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    read = open_reward_model if kind == "reward" else open_local
+    assert read(tmp_path / "adapter").base == base  # type: ignore[operator]
+
+
+def test_training_does_not_start_from_an_adapter(base: Path, tmp_path: Path) -> None:
+    save_trained(open_student(base, "float32"), tmp_path / "adapter", form="adapter")
+    adapter = str(tmp_path / "adapter")
+    for start in (open_base, lambda spec: add_lora(open_local(spec), SETTINGS, seed=0)):
+        with pytest.raises(SpiritLevelError, match="is an adapter, and training starts from a whole model") as told:
+            start(adapter)
+        assert f"spiritlevel model merge {adapter}" in told.value.remedy
+    assert open_base(str(base)).folder == base

@@ -18,11 +18,13 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from small_disk import fill, small_disk
+from spiritlevel.chat import user
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, open_local, score_forks
 from spiritlevel.store import ContentStore, read_jsonl
 from spiritlevel.train import (
+    CPO,
     DPO,
     SFT,
     Example,
@@ -33,13 +35,14 @@ from spiritlevel.train import (
     add_lora,
     prepare_examples,
     train,
+    verify_rollouts,
 )
 from spiritlevel.train import prepare as prepare_module
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.objective import Metrics
 from spiritlevel.train.optimizer import MasterAdamW
 from spiritlevel.train.step import StepMetrics
-from tiny import SIZES, build_model, build_tokenizer, randomise, save_model
+from tiny import SIZES, build_gpt2, build_model, build_tokenizer, randomise, save_model
 
 CONFIG = TrainConfig(learning_rate=1e-2, epochs=2, batch_size=4, token_budget=40, save_seconds=0)
 PREFER = DPO(beta=0.1, nll_weight=0.5)
@@ -428,14 +431,49 @@ def test_what_needs_no_reference_gets_none(tmp_path: Path, tiny_model: LocalMode
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_the_engine_does_not_know_is_refused_by_its_longest_example(tmp_path: Path) -> None:
+def windowed(window: int) -> LocalModel:
     tokenizer = build_tokenizer()
-    config = MistralConfig(**SIZES | {"vocab_size": len(tokenizer)}, sliding_window=60)
-    model = LocalModel(randomise(MistralForCausalLM(config), seed=0), tokenizer, name="windowed")
+    config = MistralConfig(**SIZES | {"vocab_size": len(tokenizer)}, sliding_window=window)
+    return LocalModel(randomise(MistralForCausalLM(config), seed=0), tokenizer, name="windowed")
+
+
+def test_a_model_the_engine_does_not_know_is_refused_by_its_longest_example(tmp_path: Path) -> None:
+    model = windowed(60)
     short, long = Preference.of("a", "b", "c"), Preference.of("a " * 60, "b", "c")
     prepare_examples(model, SFT(), [short], store=ContentStore(tmp_path))
     with pytest.raises(SpiritLevelError, match="not supported yet"):
         prepare_examples(model, SFT(), [short, long], store=ContentStore(tmp_path))
+
+
+def test_the_longest_example_is_the_one_that_reaches_furthest(tmp_path: Path) -> None:
+    model, objective = windowed(64), CPO(beta=0.1)
+    broad, deep = Preference.of("a", "z" * 36, "y" * 36), Preference.of("a", "z" * 60, "y")
+    forks = [objective.fork(record, model) for record in (broad, deep)]
+    assert forks[0].reach <= 64 < forks[1].reach and forks[0].length > forks[1].length
+    prepare_examples(model, objective, [broad], store=ContentStore(tmp_path))
+    with pytest.raises(SpiritLevelError, match="not supported yet"):
+        prepare_examples(model, objective, [broad, deep], store=ContentStore(tmp_path))
+
+
+def test_a_model_the_engine_does_not_know_is_refused_by_its_longest_rollout() -> None:
+    model, chats = windowed(64), [[user("a")], [user("hello")]]
+    verify_rollouts(model, chats, max_new_tokens=1)
+    verify_rollouts(model, chats, max_new_tokens=20)
+    with pytest.raises(SpiritLevelError, match="not supported yet"):
+        verify_rollouts(model, chats, max_new_tokens=64)
+
+
+def test_an_example_or_rollout_beyond_the_models_context_is_told(tmp_path: Path) -> None:
+    model, store = build_gpt2(context=64), ContentStore(tmp_path)
+    prompt = len(model.prompt_tokens([user("a")]))
+    fits, exceeds = (Preference.of("a", "z" * (64 - prompt - 1 + more), "y") for more in (0, 1))
+    prepare_examples(model, SFT(), [fits], store=store)
+    expected = r"gpt2: 1 of 2 examples exceed the model's context of 64 tokens \(the longest has 65\)"
+    with pytest.raises(SpiritLevelError, match=expected):
+        prepare_examples(model, SFT(), [fits, exceeds], store=store)
+    verify_rollouts(model, [[user("a")]], max_new_tokens=64 - prompt)
+    with pytest.raises(SpiritLevelError, match="1 of 1 prompts with 64 new tokens exceed the model's context of 64"):
+        verify_rollouts(model, [[user("a")]], max_new_tokens=64)
 
 
 # --- it learns ---------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import combinations
-from math import exp, log1p
+from math import exp, inf, log1p, nan
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from spiritlevel.data import Preference, Ranking
+from spiritlevel.data import Preference, Ranking, read_records
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, RewardModel, open_local, open_reward_model, reward_fork
 from spiritlevel.train import LoraSettings, Reward, TrainConfig, Window, add_lora, save_trained, train
@@ -191,3 +192,30 @@ def test_a_saved_reward_model_gives_the_same_rewards(form: str, tmp_path: Path) 
 def test_a_model_that_rates_everything_alike_is_not_normalised() -> None:
     with pytest.raises(SpiritLevelError, match="same reward"):
         reward_model().normalise([0.5, 0.5, 0.5])
+
+
+# --- what is none, or can't be one --------------------------------------------------------------------
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "tiny")
+    with pytest.raises(SpiritLevelError, match=r"tiny: the weights lack score\.weight\n.*another kind of model"):
+        open_reward_model(folder)
+
+
+def test_a_tokenizer_whose_special_tokens_all_end_replies_has_none_to_pad_with() -> None:
+    base = build_model()
+    base.model.generation_config.eos_token_id = sorted(base.tokenizer.added_tokens_decoder)
+    with pytest.raises(SpiritLevelError, match=r"tiny: .*no token to pad with(.|\n)*`pad_token` in tokenizer_config"):
+        RewardModel.on(base, seed=0)
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_a_score_that_is_no_finite_number_is_told_by_its_place(bad: float, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hello", "completions": ["a", "b", "c"], "scores": scores} for scores in ([3, 1, 2], [3, bad, 2])
+    ]
+    file = tmp_path / "rankings.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SpiritLevelError, match=r"rankings\.jsonl:2: scores\.1: .*finite number"):
+        read_records(file)

@@ -28,7 +28,7 @@ from spiritlevel.data import (
 )
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.evals import Case, Perplexity, measure, neutral_passages, perplexity
-from spiritlevel.models import LocalModel, open_local
+from spiritlevel.models import LocalModel
 from spiritlevel.store import (
     ContentStore,
     RunRecord,
@@ -47,6 +47,7 @@ from spiritlevel.train import (
     LoraSettings,
     TrainConfig,
     add_lora,
+    open_base,
     prepare_examples,
     save_trained,
     train,
@@ -214,7 +215,7 @@ class _Opened:
     @property
     def model(self) -> LocalModel:
         if self._model is None:
-            self._model = open_local(self.spec)
+            self._model = open_base(self.spec)
         return self._model
 
     @cached_property

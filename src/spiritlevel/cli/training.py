@@ -31,13 +31,13 @@ def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -
     from accelerate import PartialState
 
     from spiritlevel.data import read_records
-    from spiritlevel.models import RewardModel, open_local
+    from spiritlevel.models import RewardModel
     from spiritlevel.store import ContentStore
-    from spiritlevel.train import OBJECTIVES, add_lora, prepare_examples, save_trained, train
+    from spiritlevel.train import OBJECTIVES, add_lora, open_base, prepare_examples, save_trained, train
 
     objective = OBJECTIVES[method](**own)
     records = read_records(given.data, objective.reads)
-    base = open_local(given.model)
+    base = open_base(given.model)
     progress = TerminalProgress()
     with progress.stage("reference log-probabilities", len(records)) as advance:
         store = ContentStore(given.out / "store")
@@ -65,16 +65,24 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             "learning from rollouts needs an adapter: the base beside it is the reference",
             remedy="Choose a rank above 0.",
         )
-    from spiritlevel.models import open_local, verify_engine
-    from spiritlevel.train import ONLINE, ActorCritic, OnlineConfig, add_lora, policy_alone, save_trained, train_online
+    from spiritlevel.train import (
+        ONLINE,
+        ActorCritic,
+        OnlineConfig,
+        add_lora,
+        open_base,
+        policy_alone,
+        save_trained,
+        train_online,
+        verify_rollouts,
+    )
 
     if method == "grpo":
         own = own | {"max_new_tokens": given.max_new_tokens}
     objective = ONLINE[method](**own)
     chats = read_chats(given.prompts)
-    base = open_local(given.model)
-    longest = max(chats, key=lambda chat: len(base.prompt_tokens(chat)))
-    verify_engine(base.model, base.fork(longest, ["Yes.", "No."]), pad_token=base.pad_token)
+    base = open_base(given.model)
+    verify_rollouts(base, chats, max_new_tokens=given.max_new_tokens)
     policy = add_lora(base, _lora(given), seed=given.seed)
     if objective.needs_values:
         policy = ActorCritic.on(policy, _lora(given), seed=given.seed + 1)

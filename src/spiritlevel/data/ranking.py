@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import ClassVar
 
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 
 from spiritlevel.data.record import Record
 
@@ -16,7 +16,7 @@ class Ranking(Record):
     columns: ClassVar[str] = "A ranking has `prompt`, `completions` (strings) and `scores` (numbers, one a completion)"
 
     completions: tuple[str, ...]
-    scores: tuple[float, ...]
+    scores: tuple[FiniteFloat, ...]
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Ranking:

@@ -42,6 +42,11 @@ class Fork:
         return len(self.prompt) + sum(len(continuation) - 1 for continuation in self.continuations)
 
     @property
+    def reach(self) -> int:
+        """Tokens of the prompt and its longest continuation: how much of the model's context it takes."""
+        return len(self.prompt) + max(map(len, self.continuations))
+
+    @property
     def scored(self) -> int:
         """Tokens that get a log-probability."""
         return sum(map(len, self.continuations))

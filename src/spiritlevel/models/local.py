@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -69,6 +70,29 @@ class LocalModel:
         decisive = [path for folder in folders for path in _decisive(folder)]
         return digest_json([[(path.name, digest_file(path)) for path in decisive], str(self.dtype)])
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens it was made for, if its config says that."""
+        found: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found
+
+    def check_context(self, lengths: Sequence[int], what: str) -> None:
+        """Raises SpiritLevelError if one of `what`, which have these lengths in tokens, exceeds the context."""
+        if self.context is not None and max(lengths, default=0) > self.context:
+            count = sum(length > self.context for length in lengths)
+            raise SpiritLevelError(
+                f"{count} of {len(lengths)} {what} exceed the model's context of {self.context} tokens"
+                f" (the longest has {max(lengths)})",
+                where=self.name,
+                remedy="Shorten them, or take a model with a longer context (max_position_embeddings in config.json).",
+            )
+
+    def check_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Raises SpiritLevelError if so many new tokens after one of the prompts exceed the context."""
+        self.check_context(
+            [len(prompt) + max_new_tokens for prompt in prompts], f"prompts with {max_new_tokens} new tokens"
+        )
+
     @cached_property
     def pad_token(self) -> int:
         """Any token will do: padding is masked and never read."""
@@ -82,7 +106,14 @@ class LocalModel:
         tail = self.tokenizer(rendered.rpartition("Good day")[2], add_special_tokens=False)["input_ids"]
         # Not `all_special_ids`: it holds only the tokens that have a name, and Gemma's <end_of_turn> has none.
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        return int(next((token for token in tail if token in special), self.tokenizer.eos_token_id))
+        end = next((token for token in tail if token in special), self.tokenizer.eos_token_id)
+        if end is None:
+            raise SpiritLevelError(
+                "the tokenizer has no end token, and its chat template writes no special one after a reply",
+                where=self.name,
+                remedy="Name its `eos_token` in tokenizer_config.json.",
+            )
+        return int(end)
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -146,6 +177,7 @@ class LocalModel:
         replies: dict[int, Reply] = {}
         for batch in self.plan(chats):
             prompts = [self.prompt_tokens(chats[index]) for index in batch]
+            self.check_room(prompts, max_new_tokens)
             completions = decode(
                 self.model,
                 prompts,
@@ -165,13 +197,15 @@ class LocalModel:
         self, chat: Chat, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> Iterator[str]:
         """The reply piece by piece, as it is decoded."""
+        prompt = self.prompt_tokens(chat)
+        self.check_room([prompt], max_new_tokens)
         pieces: Queue[int | BaseException | None] = Queue()
 
         def work() -> None:
             try:
                 decode(
                     self.model,
-                    [self.prompt_tokens(chat)],
+                    [prompt],
                     Sampling(max_new_tokens, temperature, top_p),
                     stop_tokens=self.stop_tokens,
                     pad_token=self.pad_token,
@@ -249,7 +283,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 def best_device() -> torch.device:
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # one each, of several processes
     return torch.device("cpu")
 
 
@@ -268,16 +302,22 @@ def load_local(
     """Load a model directory, or an adapter directory with its base found by `resolve`."""
     from transformers import AutoModelForCausalLM
 
-    loaded = load_weights(folder, AutoModelForCausalLM, dtype=dtype, resolve=resolve)
+    loaded = load_weights(folder, AutoModelForCausalLM, LocalModel.task_type, dtype=dtype, resolve=resolve)
     return LocalModel(loaded.model, loaded.tokenizer, name=name, folder=folder, base=loaded.base)
 
 
 def load_weights(
-    folder: Path, kind: Any, *, dtype: str | None = None, resolve: Callable[[str], Path] = Path, **settings: Any
+    folder: Path,
+    kind: Any,
+    task_type: str,
+    *,
+    dtype: str | None = None,
+    resolve: Callable[[str], Path] = Path,
+    **settings: Any,
 ) -> Loaded:
     """A model of the transformers' auto class `kind` and its tokenizer, on the best device.
 
-    Raises SpiritLevelError saying what is missing or damaged.
+    task_type: what an adapter of such models has. Raises SpiritLevelError saying what is missing or damaged.
     """
     from transformers import AutoTokenizer
 
@@ -286,16 +326,21 @@ def load_weights(
     precision = getattr(torch, dtype) if dtype else best_dtype(device)
     adapter = folder / "adapter_config.json"
     base: Path | None = None
+    elsewhere: Sequence[str] = ()  # the modules whose weights the adapter has
     try:
         if adapter.exists() and not (folder / "config.json").exists():
             from peft import PeftModel
 
-            base = resolve(json.loads(adapter.read_text())["base_model_name_or_path"])
-            trunk = kind.from_pretrained(base, dtype=precision, **settings)
+            written = json.loads(adapter.read_text())
+            check_task_type(written, task_type, folder)
+            base, elsewhere = resolve(written["base_model_name_or_path"]), written.get("modules_to_save") or ()
+            trunk, info = kind.from_pretrained(base, dtype=precision, output_loading_info=True, **settings)
             model: Any = PeftModel.from_pretrained(trunk, folder, autocast_adapter_dtype=False)
             words = folder if (folder / "tokenizer.json").exists() else base
         else:
-            model = kind.from_pretrained(folder, dtype=precision, **settings)
+            # An adapter on this model will name its place, from wherever it is read.
+            place = folder.resolve()
+            model, info = kind.from_pretrained(place, dtype=precision, output_loading_info=True, **settings)
             words = folder
         tokenizer = AutoTokenizer.from_pretrained(words)
     except SafetensorError as error:
@@ -311,6 +356,12 @@ def load_weights(
             where=str(folder),
             remedy="The directory needs config.json, safetensors weights and a tokenizer that match each other.",
         ) from None
+    if missing := {key for key in info["missing_keys"] if not {*key.split(".")} & {*elsewhere}}:
+        raise SpiritLevelError(
+            f"the weights lack {min(missing)}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            where=str(base or folder),
+            remedy="They are of another kind of model, or a file of them is missing or was cut short.",
+        )
     if tokenizer.chat_template is None:
         raise SpiritLevelError(
             "the tokenizer has no chat template, so a conversation can't be rendered",
@@ -318,6 +369,17 @@ def load_weights(
             remedy="Use an instruct model, or add chat_template.jinja to the directory.",
         )
     return Loaded(model.to(device), tokenizer, base)
+
+
+def check_task_type(adapter: dict[str, Any], wanted: str, folder: Path) -> None:
+    """Raises SpiritLevelError unless the adapter in `folder`, of these settings, is of a model of this kind."""
+    found = adapter.get("task_type") or LocalModel.task_type
+    if found != wanted:
+        raise SpiritLevelError(
+            f"is an adapter of task type {found}, where {wanted} is needed",
+            where=str(folder),
+            remedy="A language model's is CAUSAL_LM and a reward model's SEQ_CLS: name another folder.",
+        )
 
 
 def _damaged(folders: Sequence[Path]) -> Path | None:

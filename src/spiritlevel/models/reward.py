@@ -121,10 +121,11 @@ def reward_fork(fork: Fork, token: int) -> Fork:
 
 def open_reward_model(folder: Path, *, dtype: str | None = None) -> RewardModel:
     """Load what `spiritlevel train reward` wrote, or any sequence classifier with one label, whose rewards are its
-    scores. Raises SpiritLevelError if it is something else."""
+    scores. Raises SpiritLevelError if it is something else, such as a language model, which has no such head."""
     from transformers import AutoModelForSequenceClassification
 
-    loaded = load_weights(folder, AutoModelForSequenceClassification, dtype=dtype, num_labels=1)
+    kind, task_type = AutoModelForSequenceClassification, RewardModel.task_type
+    loaded = load_weights(folder, kind, task_type, dtype=dtype, num_labels=1)
     model = RewardModel(loaded.model, loaded.tokenizer, name=str(folder), folder=folder, base=loaded.base)
     model.read_scale(folder)
     return model
@@ -134,4 +135,11 @@ def _pad_token(model: LocalModel) -> int:
     """A token that no chat ends with: the tokenizer's, or else the first special one that is free."""
     special = (token for token, added in sorted(model.tokenizer.added_tokens_decoder.items()) if added.special)
     candidates = (model.tokenizer.pad_token_id, model.tokenizer.unk_token_id, *special)
-    return int(next(token for token in candidates if token is not None and token not in model.stop_tokens))
+    free = next((token for token in candidates if token is not None and token not in model.stop_tokens), None)
+    if free is None:
+        raise SpiritLevelError(
+            "the tokenizer has no token to pad with: every special one ends a reply",
+            where=model.name,
+            remedy="Name a `pad_token` in tokenizer_config.json that is not the end token, such as an unused one.",
+        )
+    return int(free)

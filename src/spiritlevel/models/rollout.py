@@ -56,6 +56,7 @@ class InProcess:
         seeds: Sequence[Sequence[int]],
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
+        self.model.check_room(prompts, sampling.max_new_tokens)
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         for group in self._plan(prompts, seeds):
             completions = decode(

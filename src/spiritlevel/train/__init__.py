@@ -1,7 +1,7 @@
 """Training: one loop, many objectives."""
 
 from spiritlevel.train.actor_critic import ActorCritic, policy_alone, using_adapter
-from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, save_trained
+from spiritlevel.train.adapters import LoraSettings, LoraVariant, add_lora, merge_adapter, open_base, save_trained
 from spiritlevel.train.best_of_n import best_of_n_kl, best_of_n_value, best_records, draw_rewarded
 from spiritlevel.train.loop import train
 from spiritlevel.train.memory import Checkpointing
@@ -27,7 +27,7 @@ from spiritlevel.train.objectives import (
 )
 from spiritlevel.train.objectives.pairwise import pair_fork
 from spiritlevel.train.online import OnlineConfig, train_online
-from spiritlevel.train.prepare import prepare_examples
+from spiritlevel.train.prepare import prepare_examples, verify_rollouts
 from spiritlevel.train.reward_quality import RewardQuality, calibration_error, reward_quality
 from spiritlevel.train.rewards import (
     Answered,
@@ -84,6 +84,7 @@ __all__ = [
     "load_function",
     "merge_adapter",
     "model_reward",
+    "open_base",
     "pair_fork",
     "policy_alone",
     "prepare_examples",
@@ -92,4 +93,5 @@ __all__ = [
     "train",
     "train_online",
     "using_adapter",
+    "verify_rollouts",
 ]

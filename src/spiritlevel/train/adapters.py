@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spiritlevel.errors import SpiritLevelError, check_setting
-from spiritlevel.models import LocalModel, model_folder, open_local, trunk_of
+from spiritlevel.models import LocalModel, RewardModel, model_folder, open_local, open_reward_model, trunk_of
 from spiritlevel.store import atomic_folder, read_json
 
 LoraVariant = Literal["lora", "rslora", "dora"]
@@ -41,16 +41,34 @@ class LoraSettings:
         check_setting("variant", self.variant, self.variant in get_args(LoraVariant), "lora, rslora or dora")
 
 
+def open_base(spec: str) -> LocalModel:
+    """The model that a training starts from and whose scores are the reference's.
+
+    Raises SpiritLevelError if it is an adapter: a new one would take its place, not stand on it.
+    """
+    model = open_local(spec)
+    _refuse_adapter(model)
+    return model
+
+
+def _refuse_adapter(model: LocalModel) -> None:
+    if model.base is not None:
+        raise SpiritLevelError(
+            "is an adapter, and training starts from a whole model",
+            where=model.name,
+            remedy=f"Merge it first: spiritlevel model merge {model.name} --out MERGED",
+        )
+
+
 def add_lora(model: Model, settings: LoraSettings, *, seed: int) -> Model:
     """The model with a fresh adapter; B starts at zero, so its outputs are the base's exactly (DoRA: to rounding).
 
-    Raises SpiritLevelError if the model has no module of a name in `settings`.
+    Raises SpiritLevelError if the model is an adapter itself, or has no module of a name in `settings`.
     """
     from peft import get_peft_model
 
+    _refuse_adapter(model)
     torch.manual_seed(seed)
-    if model.folder is not None:
-        model.model.config._name_or_path = str(model.folder.resolve())
     wrapped = get_peft_model(model.model, lora_config(model, settings), autocast_adapter_dtype=False)
     return model.carrying(wrapped)
 
@@ -103,7 +121,8 @@ def save_trained(model: LocalModel, folder: Path, *, form: Literal["adapter", "m
 
 
 def merge_adapter(spec: str, folder: Path) -> None:
-    """Write the adapter that `spec` names and its base as one Hugging Face directory, in the base's stored precision.
+    """Write the adapter that `spec` names and its base as one Hugging Face directory, in the base's stored precision;
+    a reward model's with its head and scale.
 
     Raises SpiritLevelError if it is no adapter, or `folder` exists.
     """
@@ -111,12 +130,16 @@ def merge_adapter(spec: str, folder: Path) -> None:
 
     if folder.exists():
         raise SpiritLevelError("exists already", where=str(folder), remedy="Remove it, or name another folder.")
-    settings = model_folder(spec) / "adapter_config.json"
-    if not settings.exists():
+    source = model_folder(spec)
+    if not (source / "adapter_config.json").exists():
         raise SpiritLevelError("is a whole model: there is nothing to merge", where=spec)
-    base = model_folder(read_json(settings)["base_model_name_or_path"])
-    stored = AutoConfig.from_pretrained(base).dtype or torch.float32
-    save_trained(open_local(spec, dtype=str(stored).removeprefix("torch.")), folder, form="merged")
+    settings = read_json(source / "adapter_config.json")
+    stored = AutoConfig.from_pretrained(model_folder(settings["base_model_name_or_path"])).dtype or torch.float32
+    dtype = str(stored).removeprefix("torch.")
+    if settings.get("task_type") == RewardModel.task_type:
+        save_trained(open_reward_model(source, dtype=dtype), folder, form="merged")
+    else:
+        save_trained(open_local(spec, dtype=dtype), folder, form="merged")
 
 
 @contextmanager
@@ -148,9 +171,10 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if layer.disable_adapters or layer.merged or args or kwargs:
-        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     (name,) = layer.active_adapters
+    # An adapter that stands beside the policy's may leave this layer out.
+    if layer.disable_adapters or layer.merged or args or kwargs or name not in layer.lora_A:
+        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return _AddLowRank.apply(layer.base_layer(x), x, a, b, layer.scaling[name])  # type: ignore[no-untyped-call,no-any-return]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from spiritlevel.chat import Chat
 from spiritlevel.data import kinds_of
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import LocalModel, plan_batches, score_forks, verify_engine
+from spiritlevel.models import Fork, LocalModel, plan_batches, score_forks, verify_engine
 from spiritlevel.store import ContentStore, compute_missing, digest_json
 from spiritlevel.train.objective import Example, RecordObjective
 
@@ -48,8 +49,9 @@ def _prepare(
             remedy="Give records of its kind, or train these by another method.",
         )
     examples = objective.examples(records, model)
+    model.check_context([example.fork.reach for example in examples], "examples")
     # The longest: what goes wrong with length, such as a sliding window, shows in no shorter one.
-    verify_engine(model.model, max((e.fork for e in examples), key=lambda fork: fork.length), pad_token=model.pad_token)
+    verify_engine(model.model, max((e.fork for e in examples), key=lambda fork: fork.reach), pad_token=model.pad_token)
     asked = [example.question for example in examples if example.question is not None]
     keys = [digest_json(["reference", model.digest, fork.prompt, fork.continuations]) for fork in asked]
 
@@ -65,3 +67,15 @@ def _prepare(
         example if example.question is None else replace(example, reference=tuple(next(answers)))
         for example in examples
     ]
+
+
+def verify_rollouts(model: LocalModel, chats: Sequence[Chat], *, max_new_tokens: int) -> None:
+    """Verify the scoring engine on the longest prompt with replies as long as rollouts may become.
+
+    Raises SpiritLevelError if it does not know the model's architecture, or if they exceed the model's context.
+    """
+    prompts = [model.prompt_tokens(chat) for chat in chats]
+    model.check_room(prompts, max_new_tokens)
+    yes, no = (model.reply_tokens(word) for word in ("Yes.", "No."))
+    replies = (yes * max_new_tokens)[:max_new_tokens], no[:max_new_tokens]
+    verify_engine(model.model, Fork(max(prompts, key=len), replies), pad_token=model.pad_token)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, LocalModel, RewardModel, model_folder
+from spiritlevel.models.local import check_task_type
 from spiritlevel.store import read_json
 from spiritlevel.train.actor_critic import using_adapter
 
@@ -26,11 +27,12 @@ class SharedReward(RewardModel):
     def beside(cls, policy: LocalModel, base: Path, folder: Path) -> SharedReward:
         """The reward adapter of `folder` on the model of `policy`, whose own base came from the directory `base`.
 
-        Raises SpiritLevelError if it was trained on another base.
+        Raises SpiritLevelError if it is no reward model's, or was trained on another base.
         """
         from peft import LoraConfig, set_peft_model_state_dict
 
         settings = read_json(folder / "adapter_config.json")
+        check_task_type(settings, cls.task_type, folder)
         trained_on = model_folder(settings["base_model_name_or_path"])
         if trained_on.resolve() != base.resolve():
             raise SpiritLevelError(
