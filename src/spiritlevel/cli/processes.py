@@ -1,4 +1,4 @@
-"""Calling this command in several processes that train together."""
+"""Several processes that train together: calling this command in all of them, or being one of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,22 @@ import sys
 import time
 from typing import NoReturn
 
+# When one has failed, the others may tell why for so many seconds before they are stopped.
+_LAST_WORDS = 5.0
 
-def call_again_in(count: int) -> NoReturn:
+
+def share_with(count: int) -> None:
+    """Go on as one of so many processes, or of those that `accelerate launch` or torchrun has started."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        _call_again_in(count)
+    if "WORLD_SIZE" in os.environ:
+        from accelerate import PartialState
+        from torch import cuda
+
+        PartialState(cpu=not cuda.is_available())  # each takes its own accelerator, before a model is put there
+
+
+def _call_again_in(count: int) -> NoReturn:
     """Run this very command in so many processes on this machine, and leave with the first exit code that is not 0.
 
     They find each other by the variables that torchrun sets too. When one fails, the others are stopped: they would
@@ -24,8 +38,11 @@ def call_again_in(count: int) -> NoReturn:
     try:
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
             time.sleep(0.1)
-    finally:
         codes = [child.poll() for child in children]
+        deadline = time.monotonic() + _LAST_WORDS
+        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
         for child in children:
             child.terminate()
             child.wait()

@@ -54,7 +54,10 @@ RECORDS: Options = {
     ),
     "epochs": (int, typer.Option(3, min=1, help="Passes over the data.")),
     "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
-    "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share every step.")),
+    "shard": (
+        bool,
+        typer.Option(False, "--shard", help="Cut weights and optimiser state over the processes (FSDP2)."),
+    ),
 }
 
 VALIDATION: Options = {
@@ -121,6 +124,7 @@ COMMON: Options = {
         Literal["auto", "on", "off"],
         typer.Option("auto", help="Compute activations twice to save memory; auto: only where they would not fit."),
     ),
+    "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share the work.")),
     "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),
     "seed": (int, typer.Option(0, help="Draws the order of the data and the adapter's start.")),
     "tensorboard": (bool, typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from spiritlevel.cli.processes import call_again_in
+from spiritlevel.cli.processes import share_with
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
@@ -26,8 +25,7 @@ CHARTER_SUFFIXES = (".yaml", ".yml")
 def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
     """given: the options of `RECORDS` and `COMMON` in `cli/train.py`; own: the objective's."""
     _check(given)
-    if given.processes > 1 and "WORLD_SIZE" not in os.environ:
-        call_again_in(given.processes)
+    share_with(given.processes)
     from accelerate import PartialState
 
     from spiritlevel.data import read_records
@@ -65,6 +63,9 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             "learning from rollouts needs an adapter: the base beside it is the reference",
             remedy="Choose a rank above 0.",
         )
+    share_with(given.processes)
+    from accelerate import PartialState
+
     from spiritlevel.models import open_local, verify_engine
     from spiritlevel.train import ONLINE, ActorCritic, OnlineConfig, add_lora, policy_alone, save_trained, train_online
 
@@ -89,8 +90,9 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             policy, objective, chats, reward, online, _settings(given), given.out,
             on_step=_watch(progress, given),
         )  # fmt: skip
-    save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
-    _say_what_was_written(given, chat=True)
+    if PartialState().is_main_process:
+        save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
+        _say_what_was_written(given, chat=True)
 
 
 def _judge_reward_model(model: RewardModel, given: SimpleNamespace, progress: TerminalProgress) -> None:
@@ -133,6 +135,7 @@ def _settings(given: SimpleNamespace) -> TrainConfig:
     return TrainConfig(
         learning_rate=given.lr, epochs=given.epochs, batch_size=given.batch_size, token_budget=given.token_budget,
         max_length=given.max_length, schedule=given.schedule, seed=given.seed, checkpointing=given.checkpointing,
+        shard=getattr(given, "shard", False),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from spiritlevel.train.memory import gradient_checkpointing
 from spiritlevel.train.objective import Example, Objective
+from spiritlevel.train.processes import first_says
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
 
 
@@ -39,9 +40,9 @@ def train(
         for epoch in range(config.epochs)
         for batch in epoch_batches(kinds, config.batch_size, seed=config.seed, epoch=epoch)
     ]
-    stepper = Stepper(model, objective, config, len(schedule))
     forks = [[example.fork.prompt, example.fork.continuations, example.reference, example.kind] for example in examples]
     mark = fingerprint(objective, forks, config, model)
+    stepper = Stepper(model, objective, config, len(schedule))
     history = load_checkpoint(folder, mark, stepper.optimizer)
     model.model.train()
     saved_at = time.monotonic()
@@ -51,14 +52,12 @@ def train(
             metrics = stepper.step(number, [examples[index] for index in schedule[number]])
             history.append(metrics | {"epoch": (number + 1) * config.epochs / len(schedule)})
             stop_if_diverged(history[-1], folder)
-            if not stepper.accelerator.is_main_process:
-                continue
-            if on_step is not None:
+            if on_step is not None and stepper.accelerator.is_main_process:
                 on_step(history[-1])
-            if time.monotonic() - saved_at >= config.save_seconds or number + 1 == len(schedule):
+            if first_says(time.monotonic() - saved_at >= config.save_seconds) or number + 1 == len(schedule):
                 save_checkpoint(folder, mark, stepper.optimizer, history)
                 saved_at = time.monotonic()
-    model.model.eval()
+    stepper.finish()
     return history
 
 

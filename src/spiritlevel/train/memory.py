@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations import is_fsdp_managed_module
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Fork, ForkScores, LocalModel, plan_batches
@@ -128,8 +129,8 @@ def gradient_checkpointing(
     model: LocalModel, setting: Checkpointing, batches: Iterable[Sequence[Fork]], token_budget: int
 ) -> Iterator[None]:
     """While this lasts, the layers' activations are computed again in the backward pass instead of kept, if `setting`
-    says so: "auto" does where the heaviest micro-batch of the batches to come would not fit. Results are the same to
-    rounding; a step takes about a third longer.
+    says so: "auto" does where the heaviest micro-batch of the batches to come would not fit, and where weights are
+    sharded. Results are the same to rounding; a step takes about a third longer.
     """
     if setting == "on" and not model.model.supports_gradient_checkpointing:
         raise SpiritLevelError(
@@ -152,6 +153,8 @@ def _is_needed(model: LocalModel, batches: Iterable[Sequence[Fork]], token_budge
     forks, free = heaviest_micro_batch(batches, token_budget), free_memory(model.device)
     if not forks or free is None or not model.model.supports_gradient_checkpointing:
         return False
+    if is_fsdp_managed_module(model.model):
+        return True  # who shards is short of memory, and an estimate would call the other processes
     try:
         takes = estimate_step(model, forks).total
     except Exception as error:  # it is no more than an estimate: the training itself would tell what is wrong

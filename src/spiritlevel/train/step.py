@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from spiritlevel.errors import SpiritLevelError, check_setting
-from spiritlevel.models import LocalModel, plan_batches
+from spiritlevel.models import LocalModel
 from spiritlevel.train.memory import Checkpointing
 from spiritlevel.train.objective import Objective
 from spiritlevel.train.optimizer import MasterAdamW, Schedule, learning_rate
-from spiritlevel.train.processes import share, sum_gradients, sum_metrics
+from spiritlevel.train.processes import micro_batches, sum_gradients, sum_metrics
+from spiritlevel.train.sharding import Sharded, sharding_is_asked_for
 
 StepMetrics = dict[str, float]
 
@@ -29,6 +30,7 @@ class TrainConfig:
 
     warmup: share of all steps. save_seconds: time between checkpoints. max_length: longest row in tokens.
     checkpointing: whether layers compute their activations twice to save memory; "auto" where they would not fit.
+    shard: cut weights, gradients and the optimiser's state over all processes (FSDP2).
     """
 
     learning_rate: float
@@ -43,6 +45,7 @@ class TrainConfig:
     seed: int = 0
     save_seconds: float = 30.0
     checkpointing: Checkpointing = "auto"
+    shard: bool = False
 
     def __post_init__(self) -> None:
         check_setting("learning_rate", self.learning_rate, 0 < self.learning_rate < inf, "a number above 0")
@@ -56,11 +59,19 @@ class TrainConfig:
 
 
 class Stepper:
-    """Trains `model` in place, one step a call. steps: how many there will be, for the learning rate's schedule."""
+    """Trains `model` in place, one step a call, until `finish`. steps: how many there will be, for the learning rate's
+    schedule."""
 
     def __init__(self, model: LocalModel, objective: Objective, config: TrainConfig, steps: int) -> None:
+        shard = sharding_is_asked_for(config.shard)
         self.accelerator = Accelerator(cpu=model.device.type == "cpu")
         self.model, self.objective, self.config, self.steps = model, objective, config, steps
+        if shard and self.accelerator.num_processes == 1:
+            raise SpiritLevelError(
+                "there is one process, and nothing to shard over",
+                remedy="Train on several (--processes N), or leave sharding out.",
+            )
+        self.sharded = Sharded(model, self.accelerator.num_processes) if shard else None
         self.optimizer = MasterAdamW(
             model.model.parameters(), weight_decay=config.weight_decay, eps=objective.adam_epsilon
         )
@@ -70,20 +81,19 @@ class Stepper:
         """Step `number`, from 0: the gradient of the objective over the whole batch, clipped, and an update."""
         started = time.monotonic()
         config, objective = self.config, self.objective
-        window = objective.window(self.model, batch)
+        window = self._compute(objective.window, self.model, batch)
         metrics: dict[str, torch.Tensor] = {}
-        mine = share(batch, self.accelerator)
-        for part in plan_batches([example.fork.length for example in mine], config.token_budget):
-            micro = [mine[index] for index in part]
-            scores = self.model.score([example.fork for example in micro])
+        for counts, micro in micro_batches(batch, config.token_budget, self.accelerator):
+            scores = self._compute(self.model.score, [example.fork for example in micro])
             loss, more = objective.loss(scores, micro, window)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(counts * loss)
             for name, value in {"loss": loss.detach(), **more}.items():
-                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + counts * value
         rate = learning_rate(
             number, self.steps, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule
         )
-        sum_gradients(self.optimizer.parameters, self.accelerator)
+        if self.sharded is None:
+            sum_gradients(self.optimizer.parameters, self.accelerator)
         norm = self.optimizer.step(rate, config.max_grad_norm)
         seconds = time.monotonic() - started
         return {
@@ -96,6 +106,15 @@ class Stepper:
             "memory_gb": peak_memory_gb(),
             "seconds": seconds,
         }
+
+    def finish(self) -> None:
+        """The weights are whole again, and the model is as it is used."""
+        if self.sharded is not None:
+            self.sharded.join()
+        self.model.model.eval()
+
+    def _compute(self, function: Callable[..., Any], *given: Any) -> Any:
+        return function(*given) if self.sharded is None else self.sharded.compute(function, *given)
 
 
 def stop_if_diverged(metrics: StepMetrics, folder: Path) -> None:
