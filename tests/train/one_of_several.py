@@ -1,7 +1,7 @@
 """Small trainings, alone or as one process of several: test_processes.py calls it with a folder and what to train.
 
 A training is METHOD[+full][+tied][+shard][+off][+kill]: all weights and no adapter; a head tied to the embeddings;
-sharded, if there are several processes; without checkpointed layers; and the first process killed at its third step.
+sharded, if there are several processes; without checkpointed layers; and the first process killed past the half.
 """
 
 import os
@@ -30,6 +30,7 @@ from spiritlevel.train import (
     train,
     train_online,
 )
+from spiritlevel.train.sharding import Sharded
 from tiny import save_model
 
 WORDS = ["the", "user", "in", "on", "hello", "as", "a", "and"]
@@ -45,7 +46,7 @@ def letters(chat: Chat, reply: str) -> float:
 
 
 def kill(metrics: dict[str, float]) -> None:
-    if metrics["step"] == 3:
+    if metrics["step"] > metrics["steps"] / 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -69,12 +70,31 @@ def on_rollouts(method: str, options: set[str], base: LocalModel, config: TrainC
     return policy
 
 
+def cut_and_join(model: LocalModel, processes: int) -> None:
+    """While it is cut a process holds its part, computes what one with the whole does, and has that again after."""
+    weights = list(model.model.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    forks = [model.fork([user(word)], WORDS[:2]) for word in WORDS[:3]]
+    scores = model.score(forks).logprobs.detach()
+    sharded = Sharded(model, processes)
+    slices = list(model.model.parameters())
+    assert [weight.numel() for weight in weights] == [0] * len(weights)
+    assert sum(part.to_local().numel() for part in slices) == sum(whole.numel() for whole in before) / processes
+    assert torch.allclose(sharded.compute(model.score, forks).logprobs, scores, atol=1e-5)
+    sharded.join()
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+    assert torch.equal(model.score(forks).logprobs, scores)
+
+
 def main(folder: Path, trainings: list[str]) -> None:
-    rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    rank, processes = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
     tiny = {
         tied: save_model(folder / f"tiny-{rank}-{tied}", dtype=torch.float32, tie_word_embeddings=tied)
         for tied in (False, True)
     }
+    PartialState(cpu=True)
+    if processes > 1:
+        cut_and_join(open_local(str(tiny[True]), dtype="float32"), processes)
     for training in trainings:
         method, *rest = training.split("+")
         options = set(rest)
@@ -82,7 +102,7 @@ def main(folder: Path, trainings: list[str]) -> None:
         base = open_local(str(tiny["tied" in options]), dtype="float32")
         config = TrainConfig(
             learning_rate=1e-2, epochs=2, batch_size=4 if method in OBJECTIVES else 2, token_budget=60, save_seconds=0,
-            shard="shard" in options and several, checkpointing="off" if "off" in options else "auto",
+            shard="shard" in options and processes > 1, checkpointing="off" if "off" in options else "auto",
         )  # fmt: skip
         trained = (on_records if method in OBJECTIVES else on_rollouts)(method, options, base, config, own)
         if PartialState().is_main_process:

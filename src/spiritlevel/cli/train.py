@@ -122,7 +122,9 @@ COMMON: Options = {
     ),
     "checkpointing": (
         Literal["auto", "on", "off"],
-        typer.Option("auto", help="Compute activations twice to save memory; auto: only where they would not fit."),
+        typer.Option(
+            "auto", help="Compute activations twice to save memory; auto: where they would not fit, or --shard."
+        ),
     ),
     "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share the work.")),
     "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),

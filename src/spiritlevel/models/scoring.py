@@ -103,7 +103,7 @@ def predicting_states(model: Any, layout: Layout) -> Float[Tensor, "scored width
     return hidden[layout.row, layout.column]  # type: ignore[no-any-return]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # weights that are sharded and first gathered in inference mode could never be trained
 def score_forks(model: Any, forks: Sequence[Fork], *, pad_token: int, token_budget: int) -> list[list[float]]:
     """log π(y|x) of every continuation of every fork, without gradients, in the order given."""
     sums: list[list[float]] = [[] for _ in forks]

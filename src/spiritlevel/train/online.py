@@ -94,7 +94,8 @@ def train_online(
     with fused_lora(model.model):
         for iteration in range(len(history) // steps, online.iterations):
             chosen = _prompts_of(iteration, len(chats), online.prompts, config.seed)
-            engine.update_weights(model)
+            if stepper.accelerator.is_main_process:
+                engine.update_weights(model)  # in the others it is the model itself, or a server that these tell too
             rollouts = _draw(engine, [prompts[index] for index in chosen], online, config.seed, iteration)
             experience, told = gather(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
@@ -232,7 +233,8 @@ def _draw(
     def draw(mine: Sequence[tuple[tuple[int, ...], list[int]]]) -> list[list[Rollout]]:
         return engine.generate([prompt for prompt, _ in mine], online.sampling, seeds=[seeds for _, seeds in mine])
 
-    return shared_out(draw, list(zip(prompts, seeds.tolist(), strict=True)))
+    work = list(zip(prompts, seeds.tolist(), strict=True))
+    return shared_out(draw, work, by_first=not isinstance(engine, InProcess))
 
 
 def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:

@@ -41,13 +41,18 @@ def micro_batches(
         yield 0.0, [min(batch, key=lambda example: example.fork.length)]
 
 
-def shared_out(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
-    """work(items), one result an item: every process does its share and gets all results. An error of one is raised by
-    all, so that none waits for it."""
+def shared_out(
+    work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], *, by_first: bool = False
+) -> list[Result]:
+    """work(items), one result an item: every process does its share and gets all results; or the first does it all. An
+    error of one is raised by all, so that none waits for it."""
     if not distributed.is_initialized():
         return list(work(items))
     rank, count = distributed.get_rank(), distributed.get_world_size()
-    mine = items[rank::count]
+    shares = [range(first, len(items), count) for first in range(count)]
+    if by_first:
+        shares = [range(len(items)), *[range(0)] * (count - 1)]
+    mine = [items[index] for index in shares[rank]]
     told: list[Sequence[Result] | SpiritLevelError] = [[]] * count
     try:
         found: Sequence[Result] | SpiritLevelError = list(work(mine)) if mine else []
@@ -55,10 +60,10 @@ def shared_out(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequen
         found = error
     distributed.all_gather_object(told, found)
     results: dict[int, Result] = {}
-    for rank, part in enumerate(told):
+    for share, part in zip(shares, told, strict=True):
         if isinstance(part, SpiritLevelError):
             raise part
-        results |= zip(range(rank, len(items), count), part, strict=True)
+        results |= zip(share, part, strict=True)
     return [results[index] for index in range(len(items))]
 
 
