@@ -96,10 +96,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(*, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None) -> LocalModel:
+def build_model(
+    *, seed: int = 0, dtype: torch.dtype = torch.float64, folder: Path | None = None, **changes: Any
+) -> LocalModel:
     """A tiny Llama that can chat (nonsense)."""
     tokenizer = build_tokenizer()
-    network = build_llama(seed=seed, dtype=dtype, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | changes
+    network = build_llama(seed=seed, dtype=dtype, **sizes)
     return LocalModel(network, tokenizer, name="tiny", folder=folder)
 
 
@@ -110,9 +113,9 @@ def build_gpt2(*, context: int) -> LocalModel:
     return LocalModel(randomise(GPT2LMHeadModel(config), seed=0), tokenizer, name="gpt2")
 
 
-def save_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Path:
+def save_model(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Path:
     """The same as a directory that `open_local` and plain transformers load."""
-    model = build_model(seed=seed, dtype=dtype)
+    model = build_model(seed=seed, dtype=dtype, **changes)
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return folder

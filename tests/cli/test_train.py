@@ -25,10 +25,12 @@ WORDS = ["the", "user", "in", "on", "hello", "as", "a", "and"]
 SMALL = ["--lr", "1e-3", "--batch-size", "4", "--rank", "4"]
 
 
-def apart(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which may start others."""
-    command = [sys.executable, "-m", "spiritlevel", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+def apart(module: Sequence[object], *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A module called in a process of its own, which may start others."""
+    command = [sys.executable, "-m", *map(str, (*module, *arguments))]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""
+    }  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
 
 
@@ -92,26 +94,61 @@ def test_every_method_trains_a_model_that_loads(method: str, workplace: Path, sp
         assert opened.generate([[{"role": "user", "content": "hello"}]], max_new_tokens=3)
 
 
-def test_two_processes_write_what_one_does(workplace: Path) -> None:
-    outs = []
-    for processes in (1, 2):
-        out = workplace / f"processes-{processes}"
-        more = ["--processes", processes, "--adapter"]
-        told = apart("train", "dpo", *settings("dpo", out), *more, folder=workplace)
-        assert told.returncode == 0, told.stderr
-        assert told.stderr.count("wrote") == 1
-        outs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
-    for one, two in zip(*outs, strict=True):
+@pytest.mark.parametrize(
+    ("launcher", "more"),
+    [
+        ([], ["--processes", 2]),
+        (["accelerate.commands.launch", "--multi_gpu", "--num_processes", 2], []),
+        (["accelerate.commands.launch", "--config_file", EXAMPLES / "accelerate" / "fsdp2.yaml"], []),
+    ],
+    ids=["own", "accelerate", "accelerate-fsdp2"],
+)
+def test_two_processes_write_what_one_does(
+    launcher: list[object], more: list[object], workplace: Path, spiritlevel: Run, request: pytest.FixtureRequest
+) -> None:
+    outs = [workplace / "processes" / name for name in ("one", request.node.name)]
+    if not outs[0].exists():
+        assert spiritlevel("train", "dpo", *settings("dpo", outs[0]), "--adapter").code == 0
+    module = [*launcher, "-m", "spiritlevel"] if launcher else ["spiritlevel"]
+    told = apart(module, "train", "dpo", *settings("dpo", outs[1]), *more, "--adapter", folder=workplace)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.count("wrote") == 1
+    assert (outs[1] / "model" / "adapter_model.safetensors").exists()
+    rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in outs]
+    for one, two in zip(*rows, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=5e-3)  # bfloat16 where the machine has it
 
 
 def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> None:
-    told = apart(
-        "train", "dpo", *settings("dpo", workplace / "none"), "--processes", 2, "--max-length", 3, folder=workplace
+    """The second process alone can't reward a reply; the first says so."""
+    (workplace / "second.py").write_text(
+        "import os\n\n\ndef fails(chat, reply):\n    return 1 / (1 - int(os.environ['RANK']))\n"
     )
-    assert told.returncode == 3
-    assert told.stderr.count("error:") == 1 and "exceed 3 tokens" in told.stderr
+    more = ["--reward", "second.py:fails", "--processes", 2]
+    told = apart(["spiritlevel"], "train", "grpo", *settings("grpo", workplace / "none"), *more, folder=workplace)
+    assert told.returncode == 3, told.stderr
+    assert told.stderr.count("error:") == 1 and "raised ZeroDivisionError" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("launched", "method", "more", "message"),
+    [
+        ({}, "dpo", ["--shard"], "there is one process, and nothing to shard over"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "dpo", [], "there is one process"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "dpo", [], "training does not run under FSDP1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "ppo", [], "learning from rollouts can't shard"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "grpo", [], "training does not run under DEEPSPEED"),
+    ],
+)
+def test_sharding_that_can_not_be_had_is_refused(
+    launched: dict[str, str], method: str, more: list[str], message: str,
+    workplace: Path, spiritlevel: Run, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    told = spiritlevel("train", method, *settings(method, workplace / "unsharded"), *more)
+    assert told.code == 3 and message in told.err and "Traceback" not in told.err
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,33 @@ def test_only_the_time_between_checkpoints_may_differ(tmp_path: Path) -> None:
     assert [row["step"] for row in told] == [4, 5, 6]
 
 
+def test_the_last_step_of_an_epoch_has_the_metrics_on_what_is_not_learnt_from(tmp_path: Path) -> None:
+    held_out, model = draw_examples(5, seed=9), student()
+    found: list[float] = []
+
+    def look(metrics: StepMetrics) -> None:
+        if "validation_loss" in metrics:
+            with torch.no_grad():
+                loss, _ = PREFER.loss(model.score([e.fork for e in held_out]), held_out, Window.over(held_out))
+            assert metrics["validation_loss"] == pytest.approx(float(loss), abs=1e-9)
+            assert 0 <= metrics["validation_accuracy"] <= 1
+            found.append(metrics["epoch"])
+
+    history = train(model, PREFER, EXAMPLES, CONFIG, tmp_path / "a", validation=held_out, on_step=look)
+    assert found == [1.0, 2.0] and len(history) > 2
+    alone = student()
+    train(alone, PREFER, EXAMPLES, CONFIG, tmp_path / "b")
+    assert equal(weights(model), weights(alone)), "and it changes nothing"
+
+
+def test_a_step_that_is_not_finite_is_the_last_in_the_metrics(tmp_path: Path) -> None:
+    poisoned = [replace(example, reference=(float("nan"), 0.0)) for example in EXAMPLES]
+    with pytest.raises(SpiritLevelError, match="not a finite number at step 1"):
+        train(student(), PREFER, poisoned, CONFIG, tmp_path)
+    (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert isnan(row["loss"])
+
+
 def test_nothing_is_dropped_out(tmp_path: Path) -> None:
     usual, dropping = student(), student()
     for layer in dropping.model.get_base_model().model.layers:

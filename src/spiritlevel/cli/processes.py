@@ -1,4 +1,4 @@
-"""Calling this command in several processes that train together."""
+"""Several processes that train together: calling this command in all of them, or being one of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,36 @@ import sys
 import time
 from typing import NoReturn
 
+from spiritlevel.errors import SpiritLevelError
 
-def call_again_in(count: int) -> NoReturn:
+# When one has failed, the others may tell why for so many seconds before they are stopped.
+_LAST_WORDS = 5.0
+
+
+def share_with(count: int) -> None:
+    """Go on as one of so many processes, or of those that `accelerate launch` or torchrun has started."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        _call_again_in(count)
+    if "WORLD_SIZE" in os.environ:
+        from accelerate import PartialState
+        from torch import cuda
+
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if 0 < cuda.device_count() < here:
+            raise SpiritLevelError(
+                f"{here} processes can't share {cuda.device_count()} GPUs", remedy="Start one process a GPU at most."
+            )
+        PartialState(cpu=not cuda.is_available())  # each takes its own GPU, before a model is put there
+
+
+def _call_again_in(count: int) -> NoReturn:
     """Run this very command in so many processes on this machine, and leave with the first exit code that is not 0.
 
     They find each other by the variables that torchrun sets too. When one fails, the others are stopped: they would
     wait for it forever.
     """
-    shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     command = [sys.executable, "-m", "spiritlevel", *sys.argv[1:]]
     children = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
@@ -24,8 +46,16 @@ def call_again_in(count: int) -> NoReturn:
     try:
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
             time.sleep(0.1)
-    finally:
         codes = [child.poll() for child in children]
+        if killed := [rank for rank, code in enumerate(codes) if code and code < 0]:
+            raise SpiritLevelError(
+                f"process {killed[0] + 1} of {count} was killed by signal {-(codes[killed[0]] or 0)}",
+                remedy="If memory was short, lower --token-budget; the same command goes on from the last checkpoint.",
+            )
+        deadline = time.monotonic() + _LAST_WORDS
+        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
         for child in children:
             child.terminate()
             child.wait()

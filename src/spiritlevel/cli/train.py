@@ -52,15 +52,15 @@ RECORDS: Options = {
         Path,
         typer.Option(..., "--data", help="Records of the method's kind, with TRL's columns: .jsonl or .parquet."),
     ),
-    "epochs": (int, typer.Option(3, min=1, help="Passes over the data.")),
-    "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
-    "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share every step.")),
-}
-
-VALIDATION: Options = {
     "validation": (
         Path | None,
-        typer.Option(None, "--validation", help="Pairs to judge it by: accuracy, length bias, calibration."),
+        typer.Option(None, "--validation", help="Records that are not learnt from, to judge by after every epoch."),
+    ),
+    "epochs": (int, typer.Option(3, min=1, help="Passes over the data.")),
+    "batch_size": (int, typer.Option(8, min=1, help="Examples per optimiser step.")),
+    "shard": (
+        bool,
+        typer.Option(False, "--shard", help="Cut weights and optimiser state over the processes (FSDP2)."),
     ),
 }
 
@@ -119,8 +119,11 @@ COMMON: Options = {
     ),
     "checkpointing": (
         Literal["auto", "on", "off"],
-        typer.Option("auto", help="Compute activations twice to save memory; auto: only where they would not fit."),
+        typer.Option(
+            "auto", help="Compute activations twice to save memory; auto: where they would not fit, or --shard."
+        ),
     ),
+    "processes": (int, typer.Option(1, min=1, help="Processes on this machine that share the work.")),
     "merge": (bool, typer.Option(True, "--merge/--adapter", help="Write a whole model, or a PEFT adapter.")),
     "seed": (int, typer.Option(0, min=0, help="Draws the order of the data and the adapter's start.")),
     "tensorboard": (bool, typer.Option(False, "--tensorboard", help="Also log for TensorBoard.")),
@@ -194,11 +197,8 @@ METHODS = {
     "sft": _on_records(
         "Supervised fine-tuning on demonstrations or chosen replies; the loss is on completion tokens only."
     ),
-    "reward": Method(
-        "A reward model from pairs or rankings (Bradley-Terry; arXiv:2009.01325, arXiv:2203.02155).",
-        {"centre_weight": 0.0},
-        RECORDS | VALIDATION,
-        train_on_records,
+    "reward": _on_records(
+        "A reward model from pairs or rankings (Bradley-Terry; arXiv:2009.01325, arXiv:2203.02155).", centre_weight=0.0
     ),
     "dpo": _on_pairs(
         "Direct Preference Optimization (arXiv:2305.18290), with an NLL term on the chosen replies (arXiv:2404.19733).",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from spiritlevel.cli.processes import call_again_in
+from spiritlevel.cli.processes import share_with
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
 if TYPE_CHECKING:
     from spiritlevel.chat import Chat
+    from spiritlevel.data import Preference
     from spiritlevel.models import LocalModel, RewardModel
     from spiritlevel.train import LoraSettings, RewardSource, StepMetrics, TrainConfig
 
@@ -26,35 +26,42 @@ CHARTER_SUFFIXES = (".yaml", ".yml")
 def train_on_records(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
     """given: the options of `RECORDS` and `COMMON` in `cli/train.py`; own: the objective's."""
     _check(given)
-    if given.processes > 1 and "WORLD_SIZE" not in os.environ:
-        call_again_in(given.processes)
+    share_with(given.processes)
     from accelerate import PartialState
 
-    from spiritlevel.data import read_records
+    from spiritlevel.data import Preference, read_records
     from spiritlevel.models import RewardModel
     from spiritlevel.store import ContentStore
     from spiritlevel.train import OBJECTIVES, add_lora, open_base, prepare_examples, save_trained, train
 
     objective = OBJECTIVES[method](**own)
     records = read_records(given.data, objective.reads)
+    held_out = read_records(given.validation, objective.reads) if given.validation else []
     base = open_base(given.model)
     progress = TerminalProgress()
-    with progress.stage("reference log-probabilities", len(records)) as advance:
+    with progress.stage("reference log-probabilities", len(records) + len(held_out)) as advance:
         store = ContentStore(given.out / "store")
-        examples = prepare_examples(base, objective, records, store=store, on_progress=advance)
+        examples, validation = (
+            prepare_examples(base, objective, part, store=store, on_progress=advance) if part else []
+            for part in (records, held_out)
+        )
     student: LocalModel = RewardModel.on(base, seed=given.seed) if method == "reward" else base
     student = add_lora(student, _lora(given), seed=given.seed) if given.rank else student
     with progress.stage(f"train {method}"):
-        train(student, objective, examples, _settings(given), given.out, on_step=_watch(progress, given))
+        train(
+            student, objective, examples, _settings(given), given.out, validation=validation,
+            on_step=_watch(progress, given),
+        )  # fmt: skip
+    if not PartialState().is_main_process:
+        return
     if isinstance(student, RewardModel):
         forks = [example.fork for example in examples]
         with progress.stage("normalise rewards", len(forks)) as advance:
             rewards = student.rewards(forks, token_budget=given.token_budget, on_progress=advance)
         student.normalise([reward for of_prompt in rewards for reward in of_prompt])
-        _judge_reward_model(student, given, progress)
-    if PartialState().is_main_process:
-        save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
-        _say_what_was_written(given, chat=method != "reward")
+        _judge_reward_model(student, [one for one in held_out if isinstance(one, Preference)], given, progress)
+    save_trained(student, given.out / "model", form="merged" if given.merge else "adapter")
+    _say_what_was_written(given, chat=method != "reward")
 
 
 def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) -> None:
@@ -65,6 +72,9 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             "learning from rollouts needs an adapter: the base beside it is the reference",
             remedy="Choose a rank above 0.",
         )
+    share_with(given.processes)
+    from accelerate import PartialState
+
     from spiritlevel.train import (
         ONLINE,
         ActorCritic,
@@ -97,19 +107,20 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
             policy, objective, chats, reward, online, _settings(given), given.out,
             on_step=_watch(progress, given),
         )  # fmt: skip
-    save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
-    _say_what_was_written(given, chat=True)
+    if PartialState().is_main_process:
+        save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
+        _say_what_was_written(given, chat=True)
 
 
-def _judge_reward_model(model: RewardModel, given: SimpleNamespace, progress: TerminalProgress) -> None:
+def _judge_reward_model(
+    model: RewardModel, records: Sequence[Preference], given: SimpleNamespace, progress: TerminalProgress
+) -> None:
     """How good it is on the pairs of `--validation`: a table, and `quality.json` beside the model."""
-    if given.validation is None:
+    if not records:
         return
-    from spiritlevel.data import read_preferences
     from spiritlevel.store import write_json
     from spiritlevel.train import reward_quality
 
-    records = read_preferences(given.validation)
     with progress.stage("judge the reward model", len(records)) as advance:
         quality = reward_quality(model, records, token_budget=given.token_budget, on_progress=advance)
     write_json(given.out / "quality.json", quality.as_json())
@@ -141,6 +152,7 @@ def _settings(given: SimpleNamespace) -> TrainConfig:
     return TrainConfig(
         learning_rate=given.lr, epochs=given.epochs, batch_size=given.batch_size, token_budget=given.token_budget,
         max_length=given.max_length, schedule=given.schedule, seed=given.seed, checkpointing=given.checkpointing,
+        shard=getattr(given, "shard", False),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+from transformers.integrations import is_fsdp_managed_module
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import SHARED_SAVES, Fork, Layout, lay_out, plan_batches
@@ -102,7 +103,7 @@ def predicting_states(model: Any, layout: Layout) -> Float[Tensor, "scored width
     return hidden[layout.row, layout.column]  # type: ignore[no-any-return]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # weights that are sharded and first gathered in inference mode could never be trained
 def score_forks(model: Any, forks: Sequence[Fork], *, pad_token: int, token_budget: int) -> list[list[float]]:
     """log π(y|x) of every continuation of every fork, without gradients, in the order given."""
     sums: list[list[float]] = [[] for _ in forks]
@@ -239,10 +240,12 @@ class _FrozenHead(torch.autograd.Function):
 
 def _shares_starts(model: Any) -> bool:
     """Whether the common start of a batch can go through a KV cache: not where layers are checkpointed, which keep
-    none, and not where a layer keeps something else than keys and values."""
+    none, not where a layer keeps something else than keys and values, and not where layers are sharded, since all
+    processes must run them equally often."""
     trunk = trunk_of(model)
     kinds = set(getattr(trunk.config, "layer_types", None) or ())
-    return not trunk.is_activation_checkpointing and kinds <= {"full_attention", "sliding_attention"}
+    apart = not (trunk.is_activation_checkpointing or is_fsdp_managed_module(trunk))
+    return apart and kinds <= {"full_attention", "sliding_attention"}
 
 
 @contextmanager

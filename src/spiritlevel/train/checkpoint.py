@@ -10,16 +10,20 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import LocalModel
 from spiritlevel.store import atomic_path, digest_json, write_jsonl
 from spiritlevel.train.objective import Objective
 from spiritlevel.train.optimizer import MasterAdamW
+from spiritlevel.train.sharding import joined_state
 from spiritlevel.train.step import StepMetrics, TrainConfig
 
 # Of the checkpoint, and of what decides how a step is computed: one of another format is not gone on from.
 _FORMAT = 4
+# Settings that a run may go on with other values of: the weights stay the same, to rounding.
+_FREE = ("save_seconds", "checkpointing", "shard")
 
 
 def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, model: LocalModel) -> str:
@@ -28,7 +32,7 @@ def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, 
     data: what is trained on, as plain JSON.
     """
     start = sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.model.parameters())
-    settings = {name: value for name, value in asdict(config).items() if name not in ("save_seconds", "checkpointing")}
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     # The scale of an adapter is in its settings, not in its weights; and alike ones may be on other modules.
     adapters = getattr(model.model, "peft_config", {}).items()
     scales = {name: [lora.lora_alpha, lora.use_rslora, lora.use_dora] for name, lora in adapters}
@@ -37,11 +41,16 @@ def fingerprint(objective: Objective, data: Sequence[Any], config: TrainConfig, 
 
 
 def save_checkpoint(folder: Path, fingerprint: str, optimizer: MasterAdamW, history: list[StepMetrics]) -> None:
+    """All processes must call; the first writes."""
+    first = PartialState().is_main_process
+    optimizer_state = joined_state(optimizer.state_dict(), keep=first)
+    if not first:
+        return
     write_jsonl(folder / "metrics.jsonl", history)
     state = {
         "fingerprint": fingerprint,
         "history": json.dumps(history),
-        **optimizer.state_dict(),
+        **optimizer_state,
     }
     # Through a file of Python's: given a path, torch does not say why it could not write.
     with atomic_path(folder / "checkpoint.pt") as temporary, temporary.open("wb") as file:

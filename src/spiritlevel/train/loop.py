@@ -13,6 +13,7 @@ from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from spiritlevel.train.memory import gradient_checkpointing, needs_checkpointing
 from spiritlevel.train.objective import Example, Objective
+from spiritlevel.train.processes import first_says
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
 
 
@@ -23,24 +24,26 @@ def train(
     config: TrainConfig,
     folder: Path,
     *,
+    validation: Sequence[Example] = (),
     on_step: Callable[[StepMetrics], None] | None = None,
 ) -> list[StepMetrics]:
-    """Train `model` in place and return the metrics of every step.
+    """Train `model` in place and return the metrics of every step; the last of an epoch has those on `validation` too,
+    examples that are not learnt from.
 
     `folder` keeps `metrics.jsonl` and one checkpoint; a call with the same arguments after a kill goes on
     from it and ends with the same weights, bit for bit on the same machine (if "auto" found checkpointing needed for
     one of the two calls and not for the other: to rounding). Of several processes all train, and the first tells and
     keeps.
     """
-    _check_lengths([example.fork.length for example in examples], config)
+    _check_lengths([example.fork.length for example in (*examples, *validation)], config)
     kinds = [example.kind for example in examples]
     schedule = [
         batch
         for epoch in range(config.epochs)
         for batch in epoch_batches(kinds, config.batch_size, seed=config.seed, epoch=epoch)
     ]
-    stepper = Stepper(model, objective, config, len(schedule))
     mark = fingerprint(objective, [repr(example) for example in examples], config, model)
+    stepper = Stepper(model, objective, config, len(schedule))
     history = load_checkpoint(folder, mark, stepper.optimizer)
     saved_at = time.monotonic()
     rest = ([examples[index].fork for index in batch] for batch in schedule[len(history) :])
@@ -51,14 +54,15 @@ def train(
         for number in range(len(history), len(schedule)):
             metrics = stepper.step(number, [examples[index] for index in schedule[number]])
             history.append(metrics | {"epoch": (number + 1) * config.epochs / len(schedule)})
-            stop_if_diverged(history[-1], folder)
-            if not stepper.accelerator.is_main_process:
-                continue
-            if on_step is not None:
+            if validation and (number + 1) % (len(schedule) // config.epochs) == 0:
+                history[-1] |= stepper.validate(validation)
+            stop_if_diverged(history, folder)
+            if on_step is not None and stepper.accelerator.is_main_process:
                 on_step(history[-1])
-            if time.monotonic() - saved_at >= config.save_seconds or number + 1 == len(schedule):
+            if first_says(time.monotonic() - saved_at >= config.save_seconds) or number + 1 == len(schedule):
                 save_checkpoint(folder, mark, stepper.optimizer, history)
                 saved_at = time.monotonic()
+    stepper.finish()
     return history
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations import is_fsdp_managed_module
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spiritlevel.errors import SpiritLevelError
@@ -148,7 +149,8 @@ def gradient_checkpointing(model: LocalModel, *, on: bool) -> Iterator[None]:
 def needs_checkpointing(
     model: LocalModel, setting: Checkpointing, batches: Iterable[Sequence[Fork]], token_budget: int
 ) -> bool:
-    """What `setting` comes to: "auto" is on where the heaviest micro-batch of the batches to come would not fit."""
+    """What `setting` comes to: "auto" is on where the heaviest micro-batch of the batches to come would not fit, and
+    where weights are sharded."""
     if setting == "on" and not model.model.supports_gradient_checkpointing:
         raise SpiritLevelError(
             "this architecture has no gradient checkpointing",
@@ -160,6 +162,8 @@ def needs_checkpointing(
     forks, free = heaviest_micro_batch(batches, token_budget), free_memory(model.device)
     if not forks or free is None or not model.model.supports_gradient_checkpointing:
         return False
+    if is_fsdp_managed_module(model.model):
+        return True  # who shards is short of memory, and an estimate would call the other processes
     try:
         takes = estimate_step(model, forks).total
     except Exception as error:  # it is no more than an estimate: the training itself would tell what is wrong

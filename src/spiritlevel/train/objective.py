@@ -31,7 +31,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Window:
-    """Counts over one optimiser step, all its micro-batches together, in the one process that trains.
+    """Counts over one optimiser step, all micro-batches of all processes together.
 
     Every loss is a sum divided by these, so that gradients do not depend on how a step was cut into
     micro-batches. first_tokens: tokens of the first (chosen) continuations; tokens, continuations: of all; kl: what a

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from spiritlevel.train.memory import Checkpointing, gradient_checkpointing, needs_checkpointing
 from spiritlevel.train.objectives.policy import Batch, Experience, PolicyObjective
+from spiritlevel.train.processes import first_says, shared_out
 from spiritlevel.train.rewards import Answered, RewardSource
+from spiritlevel.train.sharding import sharding_is_asked_for
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
 
 
@@ -71,17 +74,13 @@ def train_online(
     """Train the policy in place and return the metrics of every optimiser step.
 
     model: a policy with a LoRA adapter, whose base is the reference (an `ActorCritic` for PPO). A call with the same
-    arguments after a kill goes on at the last kept iteration and ends with the same weights.
+    arguments after a kill goes on at the last kept iteration and ends with the same weights. Several processes share
+    the drawing, the rewards and every step, and all see the whole experience; the first tells and keeps.
     """
     _check(model, objective, online, config)
     prompts = _prompts(model, chats, online, config)
     steps = config.epochs * -(-online.prompts // config.batch_size)
     stepper = Stepper(model, objective, config, online.iterations * steps)
-    if stepper.accelerator.num_processes > 1:
-        raise SpiritLevelError(
-            f"learning from rollouts runs on one process so far, and there are {stepper.accelerator.num_processes}",
-            remedy="Leave --processes out.",
-        )
     mark = fingerprint(objective, [prompts, repr(online), reward.digest], config, model)
     history = load_checkpoint(folder, mark, stepper.optimizer)
     engine = engine or InProcess(model)
@@ -90,7 +89,8 @@ def train_online(
         on = needs_checkpointing(model, _setting(model, config), _longest(prompts, online, config), config.token_budget)
         for iteration in range(len(history) // steps, online.iterations):
             chosen = _prompts_of(iteration, len(chats), online.prompts, config.seed)
-            engine.update_weights(model)
+            if stepper.accelerator.is_main_process:
+                engine.update_weights(model)  # in the others it is the model itself, or a server that these tell too
             rollouts = _draw(engine, [prompts[index] for index in chosen], online, config.seed, iteration)
             experience, told = gather(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
@@ -101,10 +101,10 @@ def train_online(
                     for batch in _batches(len(experience), config, iteration, epoch):
                         metrics = stepper.step(len(history), [experience[index] for index in batch])
                         history.append(metrics | told | {"iteration": iteration + 1})
-                        stop_if_diverged(history[-1], folder)
-                        if on_step is not None:
+                        stop_if_diverged(history, folder)
+                        if on_step is not None and stepper.accelerator.is_main_process:
                             on_step(history[-1])
-            if time.monotonic() - saved_at >= config.save_seconds or iteration + 1 == online.iterations:
+            if first_says(time.monotonic() - saved_at >= config.save_seconds) or iteration + 1 == online.iterations:
                 save_checkpoint(folder, mark, stepper.optimizer, history)
                 saved_at = time.monotonic()
     return history
@@ -183,7 +183,7 @@ def _scores(
         for rollout in drawn:
             fork = Fork(prompt, (rollout.tokens,))
             answered.append(Answered(chat, model.reply_text(rollout.tokens), fork, rollout.finished))
-    scores = reward(answered)
+    scores = shared_out(reward, answered)
     if online.unfinished_reward is None:
         return scores
     unfinished = online.unfinished_reward
@@ -193,14 +193,14 @@ def _scores(
 def _reference(model: LocalModel, forks: Sequence[Fork], lengths: Sequence[int], online: OnlineConfig) -> Tensor:
     """log π_ref of every token: of the base, with the adapter off."""
     with using_adapter(model.model, None):
-        tokens = model.token_logprobs(forks, temperature=online.temperature)
+        tokens = shared_out(partial(model.token_logprobs, temperature=online.temperature), forks)
     return _padded(_split(tokens, lengths))
 
 
 def _values(model: LocalModel, forks: Sequence[Fork], lengths: Sequence[int]) -> Tensor:
     if not isinstance(model, ActorCritic):
         raise TypeError("this objective needs an ActorCritic")
-    return _padded(_split(model.values(forks), lengths))
+    return _padded(_split(shared_out(model.values, forks), lengths))
 
 
 def _split(tokens: Sequence[Sequence[float]], lengths: Sequence[int]) -> list[list[float]]:
@@ -219,7 +219,12 @@ def _draw(
 ) -> list[list[Rollout]]:
     count = len(prompts) * online.samples
     seeds = np.random.SeedSequence([seed, iteration]).generate_state(count, np.uint64).reshape(len(prompts), -1)
-    return engine.generate(prompts, online.sampling, seeds=seeds.tolist())
+
+    def draw(mine: Sequence[tuple[tuple[int, ...], list[int]]]) -> list[list[Rollout]]:
+        return engine.generate([prompt for prompt, _ in mine], online.sampling, seeds=[seeds for _, seeds in mine])
+
+    work = list(zip(prompts, seeds.tolist(), strict=True))
+    return shared_out(draw, work, by_first=not isinstance(engine, InProcess))
 
 
 def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
@@ -236,6 +241,11 @@ def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
 
 
 def _check(model: LocalModel, objective: PolicyObjective, online: OnlineConfig, config: TrainConfig) -> None:
+    if sharding_is_asked_for(config.shard):
+        raise SpiritLevelError(
+            "learning from rollouts can't shard weights: a reply is drawn with a whole model",
+            remedy="Run it on several processes without sharding.",
+        )
     if online.samples < 2 and not objective.needs_values:
         raise SpiritLevelError(
             f"{objective.name} compares the samples of a prompt, and there is one", remedy="Draw two or more."

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from spiritlevel.train.sharding import cut_like, joined
+
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -32,7 +34,7 @@ class MasterAdamW:
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
-        norm = nn.utils.clip_grad_norm_(self.masters, max_grad_norm, error_if_nonfinite=False)
+        norm = joined(nn.utils.clip_grad_norm_(self.masters, max_grad_norm, error_if_nonfinite=False))
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         if torch.isfinite(norm):
@@ -48,11 +50,15 @@ class MasterAdamW:
         return {"masters": [master.detach() for master in self.masters], "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """state: of whole tensors, whether these are sharded or not."""
         with torch.no_grad():
             for parameter, master, saved in zip(self.parameters, self.masters, state["masters"], strict=True):
-                master.copy_(saved)
+                master.copy_(cut_like(saved, master))
                 if master is not parameter:
                     parameter.copy_(master)
+        for index, moments in state["adam"]["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = cut_like(moments[name], self.masters[index])
         self.adam.load_state_dict(state["adam"])
 
 
