@@ -162,7 +162,7 @@ def test_sharding_that_can_not_be_had_is_refused(
         ("grpo", ["--reward", "bad.py:nan"], "the reward function returned nan"),
         ("grpo", ["--reward", "bad.py:raises"], "the reward function raised ZeroDivisionError"),
         ("grpo", ["--max-length", 20], "exceed 20 tokens"),
-        ("grpo", ["--max-new-tokens", 4000], "with 4000 new tokens exceed the model's context of 512 tokens"),
+        ("grpo", ["--max-new-tokens", 4000], "with 4000 new tokens exceed the model's context of 2048 tokens"),
         ("dpo", ["--data", "thumbs.jsonl"], "holds feedback, not preferences"),
         ("kto", ["--data", "shown.jsonl"], "holds demonstrations, not feedback or preferences"),
     ],
