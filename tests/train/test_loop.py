@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, nan
+from math import ceil, inf, isnan, nan
 from pathlib import Path
 from typing import Any
 

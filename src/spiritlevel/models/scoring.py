@@ -17,7 +17,7 @@ import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.integrations import is_fsdp_managed_module
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models.fork import SHARED_SAVES, Fork, Layout, lay_out, plan_batches

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.integrations import is_fsdp_managed_module
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spiritlevel.errors import SpiritLevelError

@@ -54,14 +54,14 @@ class Sharded:
         # The modules anew, with the same tensors: those of `plain` stay as they are, for `join`.
         network = deepcopy(self.plain, {id(tensor): tensor for tensor in (*weights, *self.plain.buffers())})
         mesh = init_device_mesh(model.device.type, (processes,))
-        names = trunk_of(network)._no_split_modules
+        names = trunk_of(network)._no_split_modules or ()
         layers = [module for module in network.modules() if type(module).__name__ in names]
         self._root = _Root(network)
         for module in (*layers, self._root):
             fully_shard(module, mesh=mesh)
             # Losses are divided by the counts of the whole step: gradients are summed, not averaged.
-            module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-            module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         for weight in weights:
             weight.data = weight.data.new_empty(0)
         model.model = network
