@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.charter import load_charter
-from spiritlevel.chat import Chat, user
+from spiritlevel.chat import Chat, system, user
 from spiritlevel.checks import Finding
 from spiritlevel.cli import main as cli
 from spiritlevel.data.curate import (
@@ -97,6 +97,15 @@ def test_planted_duplicates_name_the_first_of_their_kind() -> None:
         (4, "near duplicate", 1),
     ]
     assert 0.8 <= dropped[1].why.evidence["similarity"] < 1
+
+
+def test_other_questions_under_one_system_message_are_no_duplicates() -> None:
+    rule, decline = " ".join(f"rule{number}" for number in range(60)), "That is for a colleague to say."
+    rows = [
+        TrlRow(number, {}, "messages", [system(rule), user(asked)], decline, None)
+        for number, asked in enumerate(["May I deduct my dog?", "Who wins on Sunday?"], start=1)
+    ]
+    assert dropped_lines(rows) == {}
 
 
 @pytest.mark.parametrize(

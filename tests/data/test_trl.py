@@ -118,6 +118,25 @@ def test_all_file_forms_hold_the_same_rows(tmp_path: Path) -> None:
         assert not unreadable and [row.raw for row in again] == rows
 
 
+def test_a_parquet_file_has_the_columns_of_every_row(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"messages": [user(ASKED), assistant(GOOD)], "score": 3},
+        {"prompt": ASKED, "completion": BAD, "label": False},
+    ]
+    read, _ = read_trl(written(tmp_path / "a.jsonl", rows))
+    write_trl(tmp_path / "a.parquet", read)
+    again, unreadable = read_trl(tmp_path / "a.parquet")
+    assert not unreadable
+    assert [{name: value for name, value in row.raw.items() if value is not None} for row in again] == rows
+
+
+def test_a_number_that_no_column_holds_is_told(tmp_path: Path) -> None:
+    read, _ = read_trl(written(tmp_path / "a.jsonl", [{"prompt": ASKED, "completion": GOOD, "id": 2**70}]))
+    with pytest.raises(SpiritLevelError, match="no table"):
+        write_trl(tmp_path / "a.parquet", read)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.jsonl", b""), ("a.jsonl.gz", b"no gzip"), ("a.json", b"[1,"), ("a.parquet", b"PAR1"), ("none.jsonl", None)],

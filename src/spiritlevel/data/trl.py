@@ -44,18 +44,22 @@ class TrlRow:
     @property
     def prompt_text(self) -> str:
         """The prompt with its roles, on lines."""
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.prompt)
+        return _told(self.prompt)
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """Prompt, chosen and rejected, empty where there is none."""
-        return self.prompt_text, self.chosen or "", self.rejected or ""
+    def parts(self) -> tuple[str, str, str, str]:
+        """What was said before the question, the question, chosen and rejected; empty where there is none."""
+        return _told(self.prompt[:-1]), _told(self.prompt[-1:]), self.chosen or "", self.rejected or ""
 
     @property
     def replies(self) -> dict[str, str]:
         """The replies that there are, as `chosen` and `rejected`."""
         both = {"chosen": self.chosen, "rejected": self.rejected}
         return {name: reply for name, reply in both.items() if reply is not None}
+
+
+def _told(chat: Chat) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in chat)
 
 
 @dataclass(frozen=True)
