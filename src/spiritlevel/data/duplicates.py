@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from spiritlevel.data.words import SIGNS
 from spiritlevel.errors import SpiritLevelError
 
 SIMILAR = 0.8
 SHINGLE_WORDS = 3
 # A pair at 0.8 is proposed with probability 1 − (1 − 0.8^5)^25 > 0.9999, one at 0.4 with 0.23.
 _BANDS, _ROWS_A_BAND = 25, 5
-# Languages that are written without spaces, by character; punctuation counts, since 2 + 2 is not 2 - 2.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+# Punctuation counts, since 2 + 2 is not 2 - 2.
+_WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+|[^\w\s]")
 
 Record = tuple[str, ...]
 
