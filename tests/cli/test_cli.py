@@ -291,3 +291,27 @@ def test_a_config_gives_what_flags_leave_open(spiritlevel: Run, tmp_path: Path) 
 def test_schema_is_json(spiritlevel: Run) -> None:
     schema = json.loads(spiritlevel("charter", "schema").out)
     assert {"rules", "scope", "probes"} <= set(schema["properties"])
+
+
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+
+
+def test_what_a_file_of_records_says_is_text(spiritlevel: Run, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(PAIR | {"rule": "[/x]"}) + "\n")
+    outcome = spiritlevel("data", "check", file)
+    assert (outcome.code, outcome.err) == (0, "") and "rules: [/x] 1;" in outcome.out
+
+
+def test_converted_there_and_back_a_file_has_all_its_columns(spiritlevel: Run, tmp_path: Path) -> None:
+    rows = [
+        PAIR | {"id": "a", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}]},
+        PAIR | {"score": 0.5, "source": "person", "provenance": {}},
+    ]
+    source, parquet, back = (tmp_path / name for name in ("a.jsonl", "b.parquet", "c.jsonl"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert spiritlevel("data", "convert", source, parquet).code == 0
+    assert spiritlevel("data", "convert", parquet, back).code == 0
+    again = [json.loads(line) for line in back.read_text().splitlines()]
+    assert [{name: value for name, value in row.items() if value is not None} for row in again] == rows
+    assert spiritlevel("data", "check", parquet).out.startswith("2 records")

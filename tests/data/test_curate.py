@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.charter import load_charter
-from spiritlevel.chat import Chat, user
+from spiritlevel.chat import Chat, system, user
 from spiritlevel.checks import Finding
 from spiritlevel.cli import main as cli
 from spiritlevel.data.curate import (
@@ -31,6 +32,7 @@ from spiritlevel.data.curate import (
     too_long,
     too_short,
 )
+from spiritlevel.data.lengths import measure_by
 from spiritlevel.data.overlap import Unseen, UnseenText
 from spiritlevel.data.trl import TrlRow
 from spiritlevel.errors import SpiritLevelError
@@ -80,6 +82,16 @@ def test_the_majority_is_kept_once_and_neither_at_a_tie(one: int, other: int, dr
         assert each.row.number in each.why.evidence["lines_for"]
 
 
+def test_a_dispute_names_its_first_lines_and_counts_all() -> None:
+    rows = [labelled(number, "a", number % 3 > 0) for number in range(1, 61)]
+    against = [each for each in curate(rows, [])[1] if each.why.reason == "contradicts other rows"]
+    assert [each.row.number for each in against] == list(range(3, 61, 3))
+    for each in against:
+        told = each.why.evidence
+        assert (told["votes_for"], told["votes_against"]) == (20, 40)
+        assert told["lines_for"] == list(range(3, 33, 3)) and len(told["lines_against"]) == 10
+
+
 def test_a_reply_that_is_liked_here_and_not_there_is_a_contradiction() -> None:
     rows = [labelled(1, "a", True), labelled(2, "a", False), labelled(3, "a", True), labelled(4, "b", False)]
     assert dropped_lines(rows) == {2: "contradicts other rows", 3: "exact duplicate"}
@@ -99,6 +111,15 @@ def test_planted_duplicates_name_the_first_of_their_kind() -> None:
     assert 0.8 <= dropped[1].why.evidence["similarity"] < 1
 
 
+def test_other_questions_under_one_system_message_are_no_duplicates() -> None:
+    rule, decline = " ".join(f"rule{number}" for number in range(60)), "That is for a colleague to say."
+    rows = [
+        TrlRow(number, {}, "messages", [system(rule), user(asked)], decline, None)
+        for number, asked in enumerate(["May I deduct my dog?", "Who wins on Sunday?"], start=1)
+    ]
+    assert dropped_lines(rows) == {}
+
+
 @pytest.mark.parametrize(
     ("row", "filter_", "reason"),
     [
@@ -115,6 +136,27 @@ def test_each_filter_drops_what_it_is_for(row: TrlRow, filter_: Filter, reason: 
     assert dropped_lines(
         [pair(1, "What is due in 2024?", "It is $12,500, by May 10.", "No idea at all.")], filter_
     ) == ({1: reason} if reason.startswith("longer") else {})
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("It was due on 2024-05-17.", False),
+        ("It was due on 2024-05-17 14:30.", False),
+        ("In the years 2019-2023 it was 5 %.", False),
+        ("The account is 2024-0517-88.", True),
+        ("The account is 2024-05-17-1234567.", True),
+    ],
+)
+def test_a_date_identifies_nobody(reply: str, found: bool) -> None:
+    assert bool(identifiers([], reply)) is found
+
+
+def test_words_are_counted_in_languages_without_spaces_too() -> None:
+    reply = "增值税的申报截止日期是每月十五日。"
+    assert too_short(10)(pair(1, chosen=reply)) is None
+    measured = measure_by(None)(pair(1, "什么时候申报？", reply, "不知道。"))
+    assert (measured.prompt, measured.replies) == (7, {"chosen": 17, "rejected": 4})
 
 
 def test_a_conversation_that_the_template_refuses_is_dropped_by_its_words() -> None:
@@ -181,6 +223,16 @@ def test_counts_are_of_everything_that_is_not_kept() -> None:
     ]
 
 
+def test_chunks_of_documents_are_curated_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "The desk is open from nine to five.", "provenance": {"file": "a.md"}}, {"text": "Ask ann@x.org."}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(monkeypatch, capsys, "curate", source, "--out", target, "--forbid-identifiers")[0] == 0
+    assert [json.loads(line) for line in target.read_text().splitlines()] == rows[:1]
+
+
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
@@ -223,6 +275,26 @@ def test_the_command_loses_no_row(
     assert [each["line"] for each in beside] == [2, 3, 4, 6]
     assert beside[0]["row"] == rows[1] and beside[-1]["text"] == "{torn"
     assert json.loads(beside[2]["text"]) == rows[3]
+
+
+def test_held_out_probes_and_replies_stay_unseen_and_there_must_be_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    charter = tmp_path / "charter"
+    shutil.copytree(TEMPLATES / "healthcare", charter)
+    loaded = load_charter(charter)
+    [probes] = loaded.files(loaded.probes.held_out)
+    reply = "Keep the leaflet with the medicine and read it before you take the first one."
+    probes.write_text(json.dumps({"prompt": "Where do I keep it?", "expect": "help", "reply": reply}) + "\n")
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": "q", "chosen": reply, "rejected": "b"}, {"prompt": "r", "chosen": "a", "rejected": "b"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("curate", source, "--out", target, "--charter", charter)
+    assert run(monkeypatch, capsys, *command)[0] == 0
+    assert [json.loads(line) for line in target.read_text().splitlines()] == rows[1:]
+    probes.write_text("")
+    code, _, err = run(monkeypatch, capsys, *command)
+    assert code == 3 and "has no held-out probes" in err
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,26 @@ def test_the_page_and_the_terminal_say_every_figure(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
 
 
+def test_the_terminal_says_what_it_did_not_look_at(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", planted())
+    for tokenizer, expected in ((None, True), (build_tokenizer(), False)):
+        file = io.StringIO()
+        print_report(data_report(path, tokenizer=tokenizer), Console(file=file, width=200))
+        assert ("Give --model" in file.getvalue()) is expected
+
+
+def test_plain_text_is_measured_without_a_template(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    texts = [said(random.Random(seed), 20) for seed in range(3)]
+    path = written(tmp_path / "a.jsonl", [{"text": text} for text in [*texts, texts[0]]])
+    report = data_report(path, tokenizer=tokenizer, max_length=10)
+    found, long = values(report), [len(tokenizer(text)["input_ids"]) for text in texts]
+    assert (report["read"], found["shape: language modelling, text"]) == (4, 4)
+    assert found["exact_duplicates"] == 1 and found["no_end_token"] == 0
+    assert found["rows_cut"] == found["end_lost_chosen"] == 4 and found["prompt_tokens"] <= 4
+    assert found["prompt_tokens"] + found["chosen_tokens"] == sum(long) + long[0] + 4
+
+
 def test_the_terminal_is_not_steered_by_a_row(tmp_path: Path) -> None:
     file = io.StringIO()
     print_report(hostile_report(tmp_path), Console(file=file, width=200))

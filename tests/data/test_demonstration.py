@@ -15,6 +15,7 @@ from spiritlevel.data import (
     write_demonstrations,
     write_preferences,
 )
+from spiritlevel.data.trl import read_trl
 from spiritlevel.errors import SpiritLevelError
 
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "more?"}]
@@ -55,6 +56,30 @@ def test_a_file_tells_its_kind_by_its_columns(tmp_path: Path) -> None:
     assert read_records(path) == [pair]
     path.write_text(json.dumps({"messages": [*CHAT, REPLY]}) + "\n")
     assert read_records(path) == [Demonstration.of(CHAT, "more ü")]  # type: ignore[arg-type]
+
+
+def test_a_comparison_beside_a_conversation_is_a_preference_to_both_readers(tmp_path: Path) -> None:
+    """As UltraFeedback-binarized has it."""
+    asked = {"role": "user", "content": "q"}
+    whole = {"chosen": [asked, {"role": "assistant", "content": "good"}], "rejected": [asked, REPLY]}
+    row = {"prompt": "q", **whole, "messages": whole["chosen"], "label": 3}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read_records(path) == [Preference.of("q", "good", "more ü")]
+    [read], _ = read_trl(path)
+    assert (read.chosen, read.rejected) == ("good", "more ü")
+
+
+def test_what_is_null_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "shown.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a", "source": None, "finished": None}) + "\n")
+    assert read_demonstrations(path) == [Demonstration.of("q", "a")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path) -> None:
+    path = tmp_path / "shown.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n", encoding="utf-8-sig")
+    assert read_demonstrations(path) == [Demonstration.of("q", "a")]
 
 
 @pytest.mark.parametrize(

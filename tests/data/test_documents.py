@@ -26,7 +26,6 @@ from spiritlevel.data import Demonstration, read_records
 from spiritlevel.data.documents import (
     Document,
     ask_for_questions,
-    count_words,
     cut,
     make_demonstrations,
     read_document,
@@ -37,6 +36,7 @@ from spiritlevel.data.documents.plain import plain_blocks
 from spiritlevel.data.documents.questions import is_borne, parse_pairs
 from spiritlevel.data.documents.rules import rule_question
 from spiritlevel.data.overlap import Unseen, UnseenText
+from spiritlevel.data.words import count_words
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.models import Reply
 from spiritlevel.store import ContentStore

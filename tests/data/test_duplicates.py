@@ -35,7 +35,7 @@ def test_long_texts_with_few_changes_are_found_and_with_many_are_not() -> None:
     texts = [sentence(seed) for seed in range(60)]
     changed = [" ".join("other" if place == 20 else word for place, word in enumerate(text.split())) for text in texts]
     rewritten = [" ".join(sorted(text.split())) for text in texts]
-    pairs = near_pairs([(text,) for text in [*texts, *changed, *rewritten]])
+    pairs = near_pairs([("", text) for text in [*texts, *changed, *rewritten]])
     assert [(one, other) for one, other, _ in pairs] == [(number, 60 + number) for number in range(60)]
     assert all(SIMILAR <= value < 1 for _, _, value in pairs)
 
@@ -64,6 +64,15 @@ def test_what_is_left_is_first_of_its_group_and_is_never_alike(found: list[tuple
 def test_a_pair_is_no_duplicate_of_its_reverse_nor_of_another_judgement_on_its_prompt() -> None:
     prompt, one, other = sentence(1, 300), sentence(2, 8), sentence(3, 8)
     assert not find_duplicates([(prompt, one, other), (prompt, other, one), (prompt, one, sentence(4, 8))])
+
+
+def test_a_text_before_all_questions_proposes_nothing() -> None:
+    before, count = sentence(1, 300), 60
+    found = [(before, sentence(2 + number, 10), "I must decline.") for number in range(count)]
+    shingles.cache_clear()
+    assert not near_pairs(found)
+    asked = shingles.cache_info()
+    assert asked.hits + asked.misses < 4 * count, "of 1770 pairs hardly one is compared"
 
 
 def test_exact_means_but_for_white_space() -> None:

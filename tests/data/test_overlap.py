@@ -84,6 +84,14 @@ def test_signs_without_spaces_are_words_of_their_own() -> None:
     assert not found("今天可以提交密码吗", "他问：明天可以提交密码吗？我说不行。")
 
 
+def test_a_suite_without_spaces_is_read(tmp_path: Path) -> None:
+    asked = "公司的增值税申报截止日期是哪一天？"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "税", "q": asked}) + "\n")
+    suite = read_suite(tmp_path / "a.jsonl")
+    assert [text.text for text in suite] == [asked]
+    assert Unseen(suite).overlap(f"请问，{asked}谢谢。") is not None
+
+
 def test_the_overlap_names_the_text_and_the_run() -> None:
     unseen = UnseenText("May I see the old books?", "probes.jsonl", "7")
     assert Unseen([unseen]).overlap("So: may I see the old books") == Overlap(unseen, "may i see the old books")

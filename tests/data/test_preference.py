@@ -52,6 +52,8 @@ def test_rows_have_trl_columns_in_conversational_form(tmp_path: Path):
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same text"),
         ({"prompt": "q", "chosen": " ", "rejected": "a"}, "empty"),
         ({"prompt": [], "chosen": "b", "rejected": "a"}, "empty"),
+        ({"prompt": 5, "chosen": [{"role": "assistant", "content": "b"}], "rejected": "a"}, "prompt"),
+        ({"prompt": "q", "chosen": [{"role": "user", "content": "q"}], "rejected": "a"}, "one assistant message"),
         ({"prompt": [{"role": "robot", "content": "q"}], "chosen": "b", "rejected": "a"}, "role"),
     ],
 )

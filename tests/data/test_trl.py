@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiritlevel.chat import assistant, user
+from spiritlevel.data import Preference, read_preferences, write_preferences
 from spiritlevel.data.trl import read_trl, write_trl
 from spiritlevel.errors import SpiritLevelError
 
@@ -116,6 +117,44 @@ def test_all_file_forms_hold_the_same_rows(tmp_path: Path) -> None:
     for other in ("a.json", "a.jsonl.gz", "a.parquet", "b.jsonl"):
         again, unreadable = read_trl(tmp_path / other)
         assert not unreadable and [row.raw for row in again] == rows
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, form: str) -> None:
+    rows = [{"prompt": f"q{number}", "completion": "a"} for number in range(2)]
+    text = json.dumps(rows) if form == "array" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8-sig")
+    read, unreadable = read_trl(tmp_path / "a.jsonl")
+    assert not unreadable and [row.raw for row in read] == rows
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert [row.raw for row in read_trl(tmp_path / "a.jsonl.gz")[0]] == rows
+
+
+def test_our_own_pairs_stay_ours_in_parquet(tmp_path: Path) -> None:
+    pairs = [Preference.of("q", "a", "b", provenance={"file": "a.md"}), Preference.of("q2", "a", "b")]
+    write_preferences(tmp_path / "a.jsonl", pairs)
+    write_trl(tmp_path / "a.parquet", read_trl(tmp_path / "a.jsonl")[0])
+    write_trl(tmp_path / "b.jsonl", read_trl(tmp_path / "a.parquet")[0])
+    assert read_preferences(tmp_path / "a.parquet") == read_preferences(tmp_path / "b.jsonl") == pairs
+
+
+def test_a_parquet_file_has_the_columns_of_every_row(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+        {"messages": [user(ASKED), assistant(GOOD)], "score": 3},
+        {"prompt": ASKED, "completion": BAD, "label": False},
+    ]
+    read, _ = read_trl(written(tmp_path / "a.jsonl", rows))
+    write_trl(tmp_path / "a.parquet", read)
+    again, unreadable = read_trl(tmp_path / "a.parquet")
+    assert not unreadable
+    assert [{name: value for name, value in row.raw.items() if value is not None} for row in again] == rows
+
+
+def test_a_number_that_no_column_holds_is_told(tmp_path: Path) -> None:
+    read, _ = read_trl(written(tmp_path / "a.jsonl", [{"prompt": ASKED, "completion": GOOD, "id": 2**70}]))
+    with pytest.raises(SpiritLevelError, match="no table"):
+        write_trl(tmp_path / "a.parquet", read)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from command_line import command_line
+from spiritlevel.chat import user
 from spiritlevel.cli.training import tensorboard
 from spiritlevel.data import Preference
 from spiritlevel.errors import SpiritLevelError
@@ -24,20 +25,26 @@ from spiritlevel.store import ContentStore, write_json, write_jsonl
 from spiritlevel.train import (
     DPO,
     ORPO,
+    PPO,
     SFT,
+    ActorCritic,
     ConservativeDPO,
     LoraSettings,
     Objective,
+    OnlineConfig,
     SimPO,
     TrainConfig,
     add_lora,
+    function_reward,
     prepare_examples,
     save_trained,
     train,
+    train_online,
 )
 from spiritlevel.train.doctor import SIGNS, Run, examine, read_rows, read_run
 from spiritlevel.train.doctor.curve import direction
-from tiny import save_model
+from spiritlevel.train.doctor.names import OF_ROLLOUTS
+from tiny import build_model, save_model
 
 POINTS = 100
 Columns = dict[str, Any]
@@ -390,6 +397,33 @@ def test_a_sick_log_is_named_and_nothing_else_is(sign: str, seed: int) -> None:
     assert sorted(found(logged(LOGS[base](seed) | change))) == sorted([sign, *ALSO.get(sign, [])])
 
 
+def test_a_margin_that_has_a_target_is_not_saturated() -> None:
+    change = SICK["saturated-margins"][1]
+    assert found(logged(dpo_log(0) | change | {"ipo": 1 - LEARNT})) == []
+
+
+def test_groups_are_not_asked_about_where_a_value_model_compares() -> None:
+    """`ppo --samples 1` has groups of one, whose rewards are always equal."""
+    assert found(logged(ours_log(0) | {"groups_without_signal": np.ones(POINTS)})) == []
+
+
+def test_thumbs_are_not_read_as_text_alone() -> None:
+    staircase = SICK["memorised-epochs"][1]
+    kto = {name: values for name, values in sft_log(0).items() if name not in ("entropy", "eval_loss")}
+    examination = examine(logged(kto | staircase | {"reward_desirable": LEARNT}))
+    assert examination.diagnoses == () and "memorised-epochs" in examination.not_asked
+
+
+def test_a_reward_model_that_knows_its_pairs_by_heart_is_told_from_validations_at_epoch_ends() -> None:
+    """As `train reward --validation` logs them."""
+    history = [
+        {"step": step, "loss": 0.7 - 0.006 * step, "accuracy": 0.5 + 0.0049 * step, "margin": 0.03 * step}
+        | ({"validation_loss": 0.6 + 0.002 * step, "validation_accuracy": 0.64} if step % 25 == 0 else {})
+        for step in range(1, POINTS + 1)
+    ]
+    assert sorted(found(read_rows(history))) == ["overfit-preferences", "validation-loss-rises"]
+
+
 # --- laws --------------------------------------------------------------------------------------------
 
 logs = st.sampled_from(sorted(LOGS))
@@ -525,6 +559,33 @@ def test_of_a_step_that_was_logged_twice_the_later_log_holds() -> None:
     )
     assert (run["loss"].steps, run["loss"].values) == ((1.0, 2.0), (3.0, 2.0))
     assert set(run.curves) == {"loss"}
+
+
+def test_what_is_of_an_iteration_is_one_point_however_many_steps_learn_from_it() -> None:
+    draw = np.random.default_rng(1)
+    history = [
+        {"step": 4 * iteration + step, "iteration": iteration, "reward": reward, "clip_fraction": 0.0}
+        for iteration, reward in enumerate(draw.normal(size=12))
+        for step in range(1, 5)
+    ]
+    run = read_rows(history)
+    assert (len(run["reward"]), len(run["clip_fraction"])) == (12, 48)
+    assert run["reward"].steps == tuple(range(1, 49, 4))
+    again = [row | {"reward": row["reward"] + 1} for row in history[40:]]
+    assert read_rows([*history, *again])["reward"].values[10] == again[0]["reward"], "the later log holds"
+
+
+def test_what_our_log_repeats_is_known(tmp_path: Path) -> None:
+    model = ActorCritic.on(add_lora(build_model(), LoraSettings(4, 8), seed=1), LoraSettings(4, 8), seed=2)
+    reward = function_reward(lambda chat, reply: float(len(reply)), name="length")
+    online = OnlineConfig(iterations=3, prompts=2, samples=2, max_new_tokens=4)
+    config = TrainConfig(learning_rate=1e-2, epochs=3, batch_size=1)
+    chats = [[user("hello")], [user("the user in")]]
+    history = train_online(model, PPO(kl_target=1.0), chats, reward, online, config, tmp_path)
+    known = OF_ROLLOUTS & read_rows(history).curves.keys()
+    assert known == OF_ROLLOUTS
+    values = {name: [{row[name] for row in history if row["iteration"] == 1 + it} for it in range(3)] for name in known}
+    assert all(len(each) == 1 for name in known for each in values[name])
 
 
 BAD = {

@@ -74,18 +74,21 @@ def check(file: Path, as_json: bool = typer.Option(False, "--json", help="Machin
     if as_json:
         out.print_json(json.dumps({"records": len(records), "rules": rules, "sources": sources}))
         return
-    out.print(f"{len(records)} records; rules: {_counts(rules)}; sources: {_counts(sources)}")
+    told = f"{len(records)} records; rules: {_counts(rules)}; sources: {_counts(sources)}"
+    out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()
 def convert(source: Path, target: Path) -> None:
-    """Convert between JSONL and Parquet (by suffix), validating every record."""
-    from spiritlevel.data import check_writable, read_records, write_records
+    """Convert between JSONL and Parquet (by suffix): every record is validated and written with all its columns."""
+    from spiritlevel.data import check_writable, read_records
+    from spiritlevel.data.record import read_rows, write_rows
 
     check_writable(target)
-    records = read_records(source)
-    write_records(target, records)
-    err.print(f"wrote {len(records)} records to {target}", markup=False, soft_wrap=True)
+    read_records(source)
+    rows = [row for _, row in read_rows(source)]
+    write_rows(target, rows)
+    err.print(f"wrote {len(rows)} records to {target}", markup=False, soft_wrap=True)
 
 
 def _counts(counter: Mapping[Any, int]) -> str:

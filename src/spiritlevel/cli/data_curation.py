@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.charter import load_charter
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from spiritlevel.data.trl import TrlRow
 
 
+_FILE = (
+    "Training data in TRL's formats: preferences, single replies with or without a label, plain text; JSONL, JSON "
+    "(both also .gz), Parquet. Prompts alone, rankings, tool calls and replies of several turns can't be read."
+)
+
+
 def curate(
-    file: Path = typer.Argument(
-        ..., help="Training data in any of TRL's formats: JSONL, JSON (both also .gz), Parquet."
-    ),
+    file: Path = typer.Argument(..., help=_FILE),
     output: Path = typer.Option(..., "--out", help="A .jsonl or .parquet file; FILE.dropped.jsonl comes beside it."),
     charter: Path | None = typer.Option(None, help="A charter: no row may give away its held-out probes."),
     forbid_rule_violations: bool = typer.Option(
@@ -82,9 +86,7 @@ def curate(
 
 
 def report(
-    file: Path = typer.Argument(
-        ..., help="Training data in any of TRL's formats: JSONL, JSON (both also .gz), Parquet."
-    ),
+    file: Path = typer.Argument(..., help=_FILE),
     model: str | None = typer.Option(None, help="Whose tokens and template to look with: a directory or hub id."),
     max_length: int = typer.Option(1024, min=1, help="Where training cuts, in tokens; TRL's default. Needs --model."),
     output: Path | None = typer.Option(None, "--out", help="An HTML page with plots; it needs no network."),
@@ -138,7 +140,7 @@ def _length(model: str | None) -> Callable[[TrlRow], int]:
 
 def _charter_filters(charter: Path | None, suites: list[Path], forbid_violations: bool) -> list[Filter]:
     from spiritlevel.data import curate as filters
-    from spiritlevel.data.overlap import Unseen, UnseenText, read_suite
+    from spiritlevel.data.overlap import Unseen, held_out_texts, read_suite
 
     if charter is None and forbid_violations:
         raise SpiritLevelError("--forbid-rule-violations needs rules", remedy="Give --charter too.")
@@ -146,8 +148,7 @@ def _charter_filters(charter: Path | None, suites: list[Path], forbid_violations
     chosen: list[Filter] = []
     if charter is not None:
         loaded = load_charter(charter)
-        probes = read_probes(loaded, "held_out")
-        texts += [UnseenText(probe.prompt, *probe.where.rsplit(":", 1)) for probe in probes]
+        texts += held_out_texts(loaded)
         if forbid_violations:
             chosen.append(filters.breaking(filters.charter_checks(loaded)))
     return [*chosen, filters.leaking(Unseen(texts))] if texts else chosen

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spiritlevel.charter import load_charter, read_probes
+from spiritlevel.charter import load_charter
 from spiritlevel.cli.terminal import TerminalProgress, err, out
 from spiritlevel.errors import SpiritLevelError
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def from_docs(
     folder: Path = typer.Argument(..., help="A folder of Markdown, text, HTML and PDF files, or one such file."),
     output: Path = typer.Option(Path("demonstrations.jsonl"), "--out", help="A .jsonl or .parquet file."),
-    chunks: Path | None = typer.Option(None, help="A .jsonl file that also gets the chunks themselves."),
+    chunks: Path | None = typer.Option(
+        None, help="A .jsonl file that also gets the chunks, as `text`; not for `train`."
+    ),
     model: str | None = typer.Option(None, help="A model that asks about each chunk. (default: structure alone asks)"),
     pairs: int = typer.Option(3, min=1, help="How many questions the model is asked for on each chunk."),
     max_new_tokens: int = typer.Option(400, min=1, help="The model's longest reply, in tokens."),
@@ -35,15 +37,14 @@ def from_docs(
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """Demonstrations from a team's documents: questions by their structure or a model, answers in their own words."""
-    held_out = _held_out(charter) if charter else []
     from spiritlevel.data import check_writable, write_demonstrations
     from spiritlevel.data.documents import ask_for_questions, chunk_rows, make_demonstrations, read_documents
-    from spiritlevel.data.overlap import Unseen, UnseenText, read_suite
+    from spiritlevel.data.overlap import Unseen, held_out_texts, read_suite
     from spiritlevel.store import ContentStore, write_jsonl
 
     check_writable(output)
-    texts = [UnseenText(text, file, line) for text, file, line in held_out]
-    unseen = Unseen([*texts, *(text for path in suite for text in read_suite(path))])
+    held_out = held_out_texts(load_charter(charter)) if charter else []
+    unseen = Unseen([*held_out, *(text for path in suite for text in read_suite(path))])
     progress = TerminalProgress()
     with progress.stage("read documents") as advance:
         documents, passed = read_documents(folder, encoding=encoding, on_progress=advance)
@@ -71,20 +72,6 @@ def from_docs(
     if chunks:
         write_jsonl(chunks, chunk_rows(data.chunks))
     _report(output, data, passed, as_json=as_json)
-
-
-def _held_out(charter: Path) -> list[tuple[str, str, str]]:
-    """(text, file, line) of a charter's held-out probes."""
-    probes = read_probes(load_charter(charter), "held_out")
-    if not probes:
-        raise SpiritLevelError(
-            "has no held-out probes", where=str(charter), remedy="Add some, or leave `--charter` out."
-        )
-    texts = []
-    for probe in probes:
-        file, _, line = probe.where.rpartition(":")
-        texts += [(text, file, line) for text in (probe.prompt, probe.reply) if text]
-    return texts
 
 
 def _report(output: Path, data: DomainData, passed: dict[str, str], *, as_json: bool) -> None:

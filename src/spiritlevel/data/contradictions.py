@@ -35,10 +35,10 @@ def comparisons(rows: Sequence[TrlRow]) -> list[Comparison]:
     """
     sides: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
     for index, row in enumerate(rows):
-        prompt, chosen, rejected = (" ".join(part.split()) for part in row.parts)
+        before, asked, chosen, rejected = (" ".join(part.split()) for part in row.parts)
         if row.chosen is not None and row.rejected is not None and chosen != rejected:
             low, high = sorted((chosen, rejected))
-            sides.setdefault((prompt, low, high), ([], []))[chosen == high].append(index)
+            sides.setdefault((before, asked, low, high), ([], []))[chosen == high].append(index)
         elif row.shape.startswith("unpaired"):
-            sides.setdefault((prompt, chosen or rejected), ([], []))[row.rejected is not None].append(index)
+            sides.setdefault((before, asked, chosen or rejected), ([], []))[row.rejected is not None].append(index)
     return [Comparison(tuple(one), tuple(other)) for one, other in sides.values()]

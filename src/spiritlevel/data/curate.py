@@ -23,12 +23,17 @@ from spiritlevel.checks.kinds import IDENTIFIERS
 from spiritlevel.data.contradictions import comparisons
 from spiritlevel.data.duplicates import SIMILAR, find_duplicates
 from spiritlevel.data.overlap import Unseen
-from spiritlevel.data.trl import TrlRow, Unreadable, plain
+from spiritlevel.data.record import plain
+from spiritlevel.data.trl import TrlRow, Unreadable
+from spiritlevel.data.words import count_words
 from spiritlevel.errors import SpiritLevelError
 
 # Fewer, such as the last four of a card, give nobody away; plain years and small amounts have them too.
 _DIGITS = 7
 _IDENTIFIERS = [re.compile(pattern, re.IGNORECASE) for pattern in IDENTIFIERS]
+_DATE = re.compile(r"\b(?:19|20)\d\d-(?:\d\d-\d\d|(?:19|20)\d\d)\b")
+# So many lines of each side of a contradiction are named.
+_LINES = 10
 # A language is told from so many letters on, and dropped only if the model is as sure as this.
 _LETTERS, _SURE = 40, 0.9
 
@@ -95,11 +100,14 @@ def _outvoted(rows: Sequence[TrlRow]) -> dict[int, Reason]:
     reasons = {}
     for question in comparisons(rows):
         if question.contested:
+            one = set(question.one)
             for index in question.outvoted:
-                side, others = (question.one, question.other)[:: 1 if index in question.one else -1]
+                side, others = (question.one, question.other)[:: 1 if index in one else -1]
                 evidence = {
-                    "lines_against": [rows[other].number for other in others],
-                    "lines_for": [rows[other].number for other in side],
+                    "votes_against": len(others),
+                    "votes_for": len(side),
+                    "lines_against": [rows[other].number for other in others[:_LINES]],
+                    "lines_for": [rows[other].number for other in side[:_LINES]],
                 }
                 reasons[index] = Reason("contradicts other rows", evidence)
     return reasons
@@ -144,7 +152,7 @@ def too_short(fewest: int) -> Filter:
     """By the words of the reply that is to be learnt."""
 
     def check(row: TrlRow) -> Reason | None:
-        found = len((row.chosen or "").split())
+        found = count_words(row.chosen or "")
         short = row.chosen is not None and found < fewest
         return Reason(f"a chosen reply of fewer than {fewest} words", {"length": found}) if short else None
 
@@ -172,13 +180,14 @@ def charter_checks(charter: Charter) -> dict[str, list[Check]]:
 def identifiers(chat: Chat, reply: str) -> list[Finding]:
     """A check that finds e-mail addresses, IBANs and numbers of seven or more digits, by the patterns of `echo`.
 
-    Patterns know neither names nor what a number stands for: a large amount or two years in a row are found too.
+    ISO dates and ranges of years are left out. Patterns know neither names nor what a number stands for: a large amount
+    or a date in another form is found too.
     """
     matches = (match for pattern in _IDENTIFIERS for match in pattern.finditer(reply))
     return [
         Finding("identifiers", 1.0, match.span(), match.group())
         for match in matches
-        if "@" in match.group() or sum(map(str.isdigit, match.group())) >= _DIGITS
+        if "@" in match.group() or sum(map(str.isdigit, _DATE.sub("", match.group()))) >= _DIGITS
     ]
 
 

@@ -1,9 +1,10 @@
 """Rows that say the same: exactly, and nearly.
 
-Two rows are near duplicates if each of their parts (prompt, chosen, rejected) has at least `threshold` of its shingles
-in common (Jaccard; Broder 1997, "On the resemblance and containment of documents"). All parts must agree: rows that
-share a long prompt and differ in their replies are two judgements, and A > B is no duplicate of B > A. MinHash with
-locality-sensitive hashing only proposes pairs; each is then verified on the shingles themselves.
+Two rows are near duplicates if each of their parts (what came before the question, the question, chosen, rejected) has
+at least `threshold` of its shingles in common (Jaccard; Broder 1997, "On the resemblance and containment of
+documents"). All parts must agree: rows that share a long system message and differ in their questions, or in their
+replies, say two things, and A > B is no duplicate of B > A. MinHash with locality-sensitive hashing only proposes
+pairs; each is then verified on the shingles themselves.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from spiritlevel.data.words import SIGNS
 from spiritlevel.errors import SpiritLevelError
 
 SIMILAR = 0.8
 SHINGLE_WORDS = 3
 # A pair at 0.8 is proposed with probability 1 − (1 − 0.8^5)^25 > 0.9999, one at 0.4 with 0.23.
 _BANDS, _ROWS_A_BAND = 25, 5
-# Languages that are written without spaces, by character; punctuation counts, since 2 + 2 is not 2 - 2.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+# Punctuation counts, since 2 + 2 is not 2 - 2.
+_WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+|[^\w\s]")
 
 Record = tuple[str, ...]
 
@@ -68,19 +69,21 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """(earlier, later, similarity) of every two records that are alike, sorted.
 
-    The similarity is that of the part that differs most; it is 1 where only case or white space differs.
+    The similarity is that of the part that differs most; it is 1 where only case or white space differs. The first part
+    is compared and proposes nothing: a system message that all records have would propose every two of them.
     """
     sketch, index_type = _datasketch()
+    blank = sketch(num_perm=_BANDS * _ROWS_A_BAND, seed=1)
     index = index_type(num_perm=_BANDS * _ROWS_A_BAND, params=(_BANDS, _ROWS_A_BAND))
     found = []
     for later, record in enumerate(records):
-        minhash = sketch(num_perm=_BANDS * _ROWS_A_BAND, seed=1)
+        minhash = blank.copy()
         # Tagged with its part: of the union at least as much agrees as of the part that agrees least.
-        tagged = (f"{place} {shingle}" for place, part in enumerate(record) for shingle in shingles(part))
+        tagged = (f"{place} {shingle}" for place, part in enumerate(record[1:]) for shingle in shingles(part))
         minhash.update_batch([each.encode() for each in tagged])
         for earlier in index.query(minhash):
-            parts = zip(records[earlier], record, strict=True)
-            similarity = min((jaccard(shingles(one), shingles(other)) for one, other in parts), default=1.0)
+            differing = [both for both in zip(records[earlier], record, strict=True) if both[0] != both[1]]
+            similarity = min((jaccard(shingles(one), shingles(other)) for one, other in differing), default=1.0)
             if similarity >= threshold:
                 found.append((earlier, later, similarity))
         index.insert(later, minhash)

@@ -1,8 +1,9 @@
 """How long rows are, in tokens as TRL's trainers see them, or in words where no model is named.
 
 Tokens lie as TRL 1.16's DPOTrainer lays out conversations: the prompt with its generation prompt, the whole
-conversation, and the reply is what follows the tokens that both have in common. Of plain text a conversation is made,
-as Spirit Level's own trainer does; TRL would train on it without the template.
+conversation, and the reply is what follows the tokens that both have in common. Of a prompt and reply in plain text a
+conversation is made, as Spirit Level's own trainer does; TRL would train on them without the template, as all do on
+text without a prompt.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jinja2 import TemplateError
 from spiritlevel.chat import assistant
 from spiritlevel.data.chat_template import end_of_turn
 from spiritlevel.data.trl import TrlRow
+from spiritlevel.data.words import count_words
 from spiritlevel.models.fork import shared_start
 
 
@@ -67,8 +69,8 @@ def measure_by(tokenizer: Any) -> Callable[[TrlRow], Lengths]:
 
 
 def _in_words(row: TrlRow) -> Lengths:
-    prompt = sum(len(message["content"].split()) for message in row.prompt)
-    return Lengths(row, prompt, {name: len(reply.split()) for name, reply in row.replies.items()}, {})
+    prompt = sum(count_words(message["content"]) for message in row.prompt)
+    return Lengths(row, prompt, {name: count_words(reply) for name, reply in row.replies.items()}, {})
 
 
 def _in_tokens(row: TrlRow, laid: Mapping[str, Laid]) -> Lengths:
@@ -82,7 +84,7 @@ def lay_out(row: TrlRow, tokenizer: Any, end_token: int | None) -> dict[str, Lai
     Raises ValueError with the template's words if it does not render such a conversation.
     """
     replies = row.replies
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or not row.prompt:
         prompt = tokenizer("\n".join(message["content"] for message in row.prompt))["input_ids"]
         ends = [] if end_token is None else [end_token]
         tails = [tokenizer(reply, add_special_tokens=False)["input_ids"] + ends for reply in replies.values()]

@@ -16,15 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spiritlevel.charter import Charter, read_probes
+from spiritlevel.data.words import SIGNS
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.store import read_json, read_jsonl
 
 RUN = 13
 # Fewer words stand in a row by chance ("how do i get a"), or are a label ("yes").
 _SHORTEST_RUN, _SHORTEST_TEXT = 5, 3
-# Chinese and Japanese set no spaces between words: each sign counts as one.
-_SIGNS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_SIGNS}]|[^\W_{_SIGNS}]+")
+_WORD = re.compile(rf"[{SIGNS}]|[^\W_{SIGNS}]+")
+_TEXT = re.compile(rf"\S\s+\S|[{SIGNS}]{{{_SHORTEST_TEXT}}}")
 _SUFFIXES = (".jsonl", ".json", ".csv")
 
 
@@ -101,10 +102,20 @@ def _runs(words: list[str], length: int) -> Iterator[str]:
     return (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
 
 
+def held_out_texts(charter: Charter) -> list[UnseenText]:
+    """The prompts and replies of a charter's held-out probes. Raises SpiritLevelError if it has none."""
+    probes = read_probes(charter, "held_out")
+    if not probes:
+        remedy = "Add some, or leave `--charter` out."
+        raise SpiritLevelError("has no held-out probes", where=str(charter.path), remedy=remedy)
+    texts = [(text, probe.where) for probe in probes for text in (probe.prompt, probe.reply) if text]
+    return [UnseenText(text, *where.rsplit(":", 1)) for text, where in texts]
+
+
 def read_suite(path: Path) -> list[UnseenText]:
     """Every text in the rows of a JSONL, JSON or CSV file, in whatever column.
 
-    Values without a space (ids, labels, URLs) are no texts. Raises SpiritLevelError naming the file and the line.
+    Values of one word (ids, labels, URLs) are no texts. Raises SpiritLevelError naming the file and the line.
     """
     if path.suffix not in _SUFFIXES:
         raise SpiritLevelError(
@@ -137,12 +148,12 @@ def _read_csv(path: Path) -> list[tuple[int, Any]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings with a space in them, from any nesting."""
+    """All strings of several words, from any nesting."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            if re.search(r"\S\s+\S", value):
+            if _TEXT.search(value):
                 yield value
         elif isinstance(value, dict):
             waiting.extend(reversed(value.values()))

@@ -23,12 +23,14 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Whole or not at all. Raises SpiritLevelError if the rows are no table."""
+    """Whole or not at all, with the columns of every row. Raises SpiritLevelError if the rows are no table."""
     pyarrow = require_pyarrow()
+    names = list(dict.fromkeys(name for row in rows for name in row))
     try:
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
         with atomic_path(path) as temporary:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-    except pyarrow.ArrowException as error:
+            pyarrow.parquet.write_table(table, temporary)
+    except (pyarrow.ArrowException, OverflowError) as error:
         remedy = "Write .jsonl: a Parquet column has one type, and no empty objects."
         raise SpiritLevelError(f"these rows are no table: {error}", where=str(path), remedy=remedy) from None
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from spiritlevel.chat import user
 from spiritlevel.data.record import Record, ReplyTurns, read_rows, validate_rows, write_records
 
 
@@ -29,6 +30,18 @@ class Preference(Record):
     rejected_finished: bool = True
     probability: float = Field(1.0, ge=0.0, le=1.0)
     margin: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replies_alone(cls, row: Any) -> Any:
+        """Some files repeat the prompt before each reply."""
+        if not isinstance(row, dict):
+            return row
+        given = row.get("prompt")
+        prompt = [user(given)] if isinstance(given, str) else given
+        told = len(prompt) if isinstance(prompt, list) else 0
+        replies = {name: row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), list)}
+        return row | {name: reply[told:] for name, reply in replies.items() if reply[:told] == prompt}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Preference:

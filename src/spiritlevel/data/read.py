@@ -11,7 +11,7 @@ from spiritlevel.data.demonstration import Demonstration
 from spiritlevel.data.feedback import Feedback
 from spiritlevel.data.preference import Preference
 from spiritlevel.data.ranking import Ranking
-from spiritlevel.data.record import Record, read_rows, validate_rows
+from spiritlevel.data.record import Record, present, read_rows, validate_rows
 from spiritlevel.errors import SpiritLevelError
 
 KINDS: tuple[type[Record], ...] = (Preference, Demonstration, Feedback, Ranking)
@@ -23,7 +23,7 @@ def read_records(path: Path, kinds: Sequence[type[Record]] = KINDS) -> Sequence[
     Raises SpiritLevelError if that is none of `kinds`, or naming the line and the field of a record that is not right.
     """
     rows = read_rows(path)
-    kind = _kind(rows[0][1], kinds)
+    kind = kind_of(rows[0][1]) or kinds[0]
     if kind not in kinds:
         raise SpiritLevelError(
             f"holds {kinds_of([kind])}, not {kinds_of(kinds)}",
@@ -38,15 +38,21 @@ def kinds_of(kinds: Sequence[type[Record]]) -> str:
     return " or ".join("feedback" if kind is Feedback else f"{kind.__name__.lower()}s" for kind in kinds)
 
 
-def _kind(row: Any, kinds: Sequence[type[Record]]) -> type[Record]:
-    columns = {name for name, value in row.items() if value is not None} if isinstance(row, dict) else set()
+def kind_of(row: Any) -> type[Record] | None:
+    """What the columns of a row tell, those that are null left out; None if they tell nothing.
+
+    Two replies that are compared come first: such files often hold the better one again, as `messages`.
+    """
+    columns = set(present(row)) if isinstance(row, dict) else set()
+    if {"chosen", "rejected"} <= columns:
+        return Preference
     if "completions" in columns:
         return Ranking
     if "label" in columns:
         return Feedback
     if columns & {"completion", "messages"}:
         return Demonstration
-    return Preference if columns & {"chosen", "rejected"} else kinds[0]
+    return Preference if columns & {"chosen", "rejected"} else None
 
 
 class Asked(Record):
@@ -56,6 +62,6 @@ class Asked(Record):
 
 
 def read_prompts(path: Path) -> list[Chat]:
-    """The prompts of a JSONL or Parquet file of records of any kind, each once, in order."""
+    """The prompts of a JSONL or Parquet file of rows that have a `prompt`, whatever else, each once, in order."""
     records = validate_rows(path, read_rows(path), Asked)
     return list({str(record.chat): record.chat for record in records}.values())

@@ -1,7 +1,8 @@
 """What every training record has: a prompt, a reply to learn, where they come from, and a row in a file.
 
-JSONL and Parquet hold the same rows, with TRL's columns: TRL trains on a file written here as it is, and a file
-written for TRL (plain strings or messages) is read here as it is.
+JSONL and Parquet hold the same rows, with TRL's columns: TRL trains on a file written here as it is, and a file written
+for TRL is read here as it is if it has a `prompt`, and strings or messages of role and content alone. A prompt that is
+implied, or a message with tool calls, is an error: nothing is left out of what is trained on.
 """
 
 from __future__ import annotations
@@ -100,12 +101,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def validate_rows(path: Path, rows: Iterable[Row], kind: type[Kind]) -> list[Kind]:
-    """Raises SpiritLevelError naming the file, the line and the field."""
+    """A field that is null counts as left out. Raises SpiritLevelError naming the file, the line and the field."""
     remedy = f"{kind.columns}; its other fields may be left out."
     records = []
     for number, row in rows:
         try:
-            records.append(kind.model_validate(row))
+            records.append(kind.model_validate(present(row)))
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(str(part) for part in fault["loc"])
@@ -115,20 +116,39 @@ def validate_rows(path: Path, rows: Iterable[Row], kind: type[Kind]) -> list[Kin
     return records
 
 
+def present(row: Any) -> Any:
+    """The columns of a row that are not null: a Parquet file has all columns in every row."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
+
+
 def check_writable(path: Path) -> None:
-    """Raises SpiritLevelError if what `write_records` needs for such a file is not installed."""
+    """Raises SpiritLevelError if what `write_rows` needs for such a file is not installed."""
     if path.suffix == ".parquet":
         require_pyarrow()
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write JSONL or Parquet (by suffix), whole or not at all."""
-    rows = [record.row() for record in records]
+    write_rows(path, [record.row() for record in records])
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """The same for rows as they are."""
     if path.suffix == ".parquet":
-        # A column of free-form objects has no Parquet type: it travels as JSON text.
-        write_parquet(path, [row | {"provenance": json.dumps(row["provenance"])} for row in rows])
+        write_parquet(path, [_as_columns(row) for row in rows])
     else:
-        write_jsonl(path, rows)
+        write_jsonl(path, map(plain, rows))
+
+
+def plain(row: Any) -> Any:
+    """What JSON knows as it is, anything else (a date from Parquet) as text."""
+    return json.loads(json.dumps(row, default=str))
+
+
+def _as_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """A column of free-form objects has no Parquet type: it travels as JSON text."""
+    given = row.get("provenance")
+    return row | {"provenance": json.dumps(given, default=str)} if isinstance(given, dict) else row
 
 
 def _kept_rows(path: Path) -> list[Row]:

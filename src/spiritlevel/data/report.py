@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spiritlevel.data import report_sections as sections
+from spiritlevel.data.contradictions import comparisons
 from spiritlevel.data.duplicates import find_duplicates
 from spiritlevel.data.lengths import Lengths, measure_by
 from spiritlevel.data.trl import TrlRow, read_trl
@@ -21,7 +22,7 @@ Progress = Callable[[int], None]
 def data_report(
     path: Path, *, tokenizer: Any = None, max_length: int = 1024, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The report on a file of any of TRL's formats. Without a tokenizer lengths are in words, and neither cuts nor the
+    """The report on a file that `read_trl` reads. Without a tokenizer lengths are in words, and neither cuts nor the
     template are looked at.
 
     on_progress(n): n rows more have been compared or measured; each is twice. Raises SpiritLevelError if the file can't
@@ -29,14 +30,15 @@ def data_report(
     """
     rows, unreadable = read_trl(path)
     duplicates = find_duplicates([row.parts for row in rows], on_progress=on_progress)
+    compared = comparisons(rows)
     lengths, refused = _measure(rows, tokenizer, on_progress)
     unit = "words" if tokenizer is None else "tokens"
     made = [
         sections.reading(rows, unreadable, refused),
         sections.length(lengths, unit, None if tokenizer is None else max_length),
         *([] if tokenizer is None else [sections.truncation(lengths, max_length)]),
-        sections.repetition(rows, duplicates),
-        sections.labels(rows, lengths, unit),
+        sections.repetition(rows, duplicates, compared),
+        sections.labels(rows, lengths, unit, compared),
         sections.endings(rows),
         *([] if tokenizer is None else [sections.template(rows, lengths, tokenizer)]),
     ]

@@ -54,6 +54,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             advice = figure["advice"] if figure["tone"] in ("bad", "unsure") else ""
             table.add_row(Text(sign, colour), _plain(figure["title"]), shown(figure), _plain(advice))
     console.print(table)
+    if report["tokenizer"] is None:
+        console.print("Lengths are in words. Give --model to see cuts, lost end tokens and the faults of its template.")
 
 
 def _plain(text: str) -> Text:

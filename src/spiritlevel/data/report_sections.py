@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from spiritlevel.data.chat_template import template_faults
-from spiritlevel.data.contradictions import comparisons
+from spiritlevel.data.contradictions import Comparison
 from spiritlevel.data.duplicates import SIMILAR, Duplicate
 from spiritlevel.data.label_noise import FEWEST_PAIRS, FOLDS, NoiseBounds, Share, noise_bounds
 from spiritlevel.data.lengths import Lengths
@@ -38,13 +38,14 @@ def reading(rows: Sequence[TrlRow], unreadable: Sequence[Unreadable], refused: M
     every = len(rows) + len(unreadable)
     figures = []
     for shape, count in sorted(Counter(row.shape for row in rows).items()):
-        text = shape.endswith("text")
-        meaning = (
-            "Plain text: Spirit Level makes messages of it, TRL trains on it without the template."
-            if text
-            else "Messages: every trainer renders them by the model's template."
-        )
-        advice = "Convert it to messages, so that all tools see the same." if text else ""
+        advice = ""
+        if shape.startswith("language modelling"):
+            meaning = "Text alone: TRL trains on it as it is; Spirit Level trains on prompts and replies."
+        elif shape.endswith("text"):
+            meaning = "Plain text: Spirit Level makes messages of it, TRL trains on it without the template."
+            advice = "Convert it to messages, so that all tools see the same."
+        else:
+            meaning = "Messages: every trainer renders them by the model's template."
         figures.append(Figure(f"shape: {shape}", shape.capitalize(), "count", count, "plain", meaning, advice, every))
     for reason in sorted({row.reason for row in unreadable}):
         lines = [row.number for row in unreadable if row.reason == reason]
@@ -122,11 +123,11 @@ def _over(lengths: Lengths, max_length: int) -> bool:
     return any(laid.length > max_length for laid in lengths.laid.values())
 
 
-def repetition(rows: Sequence[TrlRow], duplicates: Sequence[Duplicate]) -> Section:
+def repetition(rows: Sequence[TrlRow], duplicates: Sequence[Duplicate], compared: Sequence[Comparison]) -> Section:
     exact = [rows[each.index] for each in duplicates if each.exact]
     near = [rows[each.index] for each in duplicates if not each.exact]
     pairs = [row for row in rows if row.chosen is not None and row.rejected is not None]
-    disputed = [question for question in comparisons(rows) if question.contested]
+    disputed = [question for question in compared if question.contested]
     figures = [
         count_of(
             "exact_duplicates", "Exact duplicates", exact, len(rows),
@@ -158,9 +159,8 @@ def repetition(rows: Sequence[TrlRow], duplicates: Sequence[Duplicate]) -> Secti
     return Section("repetition", "Repetition and contradiction", tuple(figures))
 
 
-def labels(rows: Sequence[TrlRow], lengths: Sequence[Lengths], unit: str) -> Section:
+def labels(rows: Sequence[TrlRow], lengths: Sequence[Lengths], unit: str, compared: Sequence[Comparison]) -> Section:
     both = [(each.replies["chosen"], each.replies["rejected"]) for each in lengths if len(each.replies) == 2]
-    compared = comparisons(rows)
     bounds = noise_bounds(rows, compared)
     figures = ([_length_judge(both)] if both else []) + ([_repeats(bounds)] if compared else [])
     if both:

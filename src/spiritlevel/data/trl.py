@@ -1,4 +1,4 @@
-"""Rows of training data in any of TRL's formats, as they are: what can't be read is told by line, not fatal.
+"""Rows of training data in TRL's formats, as they are: what can't be read is told by line, not fatal.
 
 `preference.py` is strict, since training must not skip a record unnoticed; this reader is for looking at data that
 somebody else made. A prompt that is only implied by `chosen` and `rejected` is split off where they part, message by
@@ -11,15 +11,18 @@ import gzip
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 from spiritlevel.chat import Chat, assistant, user
-from spiritlevel.data.parquet import read_parquet, write_parquet
+from spiritlevel.data.preference import Preference
+from spiritlevel.data.read import kind_of
+from spiritlevel.data.record import read_rows, write_rows
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.store import write_jsonl
 
 _ROLES = {"system", "user", "assistant", "tool"}
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -31,7 +34,7 @@ class TrlRow:
 
     number: its line, or its place in a Parquet file or JSON array, from 1; raw: as it was read; shape: TRL's name of
     the format, and whether it holds messages or text. An unpaired row has `chosen` or `rejected` by its label, a
-    demonstration has `chosen` alone: the last message of the assistant.
+    demonstration has `chosen` alone: the last message of the assistant. So has plain text, after no prompt.
     """
 
     number: int
@@ -44,18 +47,22 @@ class TrlRow:
     @property
     def prompt_text(self) -> str:
         """The prompt with its roles, on lines."""
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.prompt)
+        return _told(self.prompt)
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """Prompt, chosen and rejected, empty where there is none."""
-        return self.prompt_text, self.chosen or "", self.rejected or ""
+    def parts(self) -> tuple[str, str, str, str]:
+        """What was said before the question, the question, chosen and rejected; empty where there is none."""
+        return _told(self.prompt[:-1]), _told(self.prompt[-1:]), self.chosen or "", self.rejected or ""
 
     @property
     def replies(self) -> dict[str, str]:
         """The replies that there are, as `chosen` and `rejected`."""
         both = {"chosen": self.chosen, "rejected": self.rejected}
         return {name: reply for name, reply in both.items() if reply is not None}
+
+
+def _told(chat: Chat) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in chat)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def read_trl(path: Path) -> tuple[list[TrlRow], list[Unreadable]]:
 def _values(path: Path) -> Iterable[tuple[int, Any]]:
     """(number, value) of every row; a line of JSON is still bytes, since each may be faulty by itself."""
     if path.suffix == ".parquet":
-        return enumerate(read_parquet(path), start=1)
+        return read_rows(path)
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -96,9 +103,10 @@ def _values(path: Path) -> Iterable[tuple[int, Any]]:
         raise SpiritLevelError("there is no such file", where=str(path), remedy="Check the name.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise SpiritLevelError(f"can't be read: {error}", where=str(path)) from None
+    content = content.removeprefix(BOM_UTF8)
     if content.lstrip()[:1] == b"[":
         return enumerate(_json_array(path, content), start=1)
-    return ((number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip())
+    return ((number, line.rstrip(b"\n")) for number, line in enumerate(BytesIO(content), start=1) if line.strip())
 
 
 def _json_value(line: bytes) -> Any:
@@ -119,16 +127,7 @@ def _json_array(path: Path, content: bytes) -> Iterable[Any]:
 
 def write_trl(path: Path, rows: Iterable[TrlRow]) -> None:
     """The rows as they were read, to JSONL or Parquet (by suffix), whole or not at all."""
-    raw = [row.raw for row in rows]
-    if path.suffix == ".parquet":
-        write_parquet(path, raw)
-    else:
-        write_jsonl(path, map(plain, raw))
-
-
-def plain(raw: Any) -> Any:
-    """What JSON knows as it is, anything else (a date from Parquet) as text."""
-    return json.loads(json.dumps(raw, default=str))
+    write_rows(path, (row.raw for row in rows))
 
 
 def _row(number: int, raw: Any) -> TrlRow:
@@ -139,24 +138,25 @@ def _row(number: int, raw: Any) -> TrlRow:
         json.dumps(raw, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise ValueError("holds half of a surrogate pair, which is no character") from None
-    columns = {name for name in ("prompt", "chosen", "rejected", "completion", "messages") if raw.get(name) is not None}
-    if "chosen" in columns or "rejected" in columns:
-        if not columns >= {"chosen", "rejected"}:
-            raise ValueError("has only one of `chosen` and `rejected`")
-        return _preference(number, raw, has_prompt="prompt" in columns)
-    if "completion" in columns:
+    if kind_of(raw) is Preference:
+        return _preference(number, raw)
+    if raw.get("completion") is not None:
         return _completion(number, raw)
-    if "messages" in columns:
+    if raw.get("messages") is not None:
         chat = _chat(raw["messages"], "messages")
         if len(chat) < 2 or chat[-1]["role"] != "assistant":
             raise ValueError("`messages` does not end with a reply of the assistant")
         return _single(number, raw, chat[:-1], chat[-1]["content"], "messages")
-    raise ValueError("has neither `chosen` and `rejected`, nor `completion`, nor `messages`")
+    if isinstance(raw.get("text"), str) and raw.get("prompt") is None:
+        return TrlRow(number, raw, "language modelling, text", [], raw["text"], None)
+    raise ValueError("has neither `chosen` and `rejected`, nor `completion`, nor `messages`, nor `text` alone")
 
 
-def _preference(number: int, raw: dict[str, Any], *, has_prompt: bool) -> TrlRow:
+def _preference(number: int, raw: dict[str, Any]) -> TrlRow:
+    if raw.get("chosen") is None or raw.get("rejected") is None:
+        raise ValueError("has only one of `chosen` and `rejected`")
     form = _form(raw["chosen"])
-    if has_prompt:
+    if raw.get("prompt") is not None:
         prompt = _chat(raw["prompt"], "prompt")
         chosen, rejected = (_reply(raw[name], prompt, name) for name in ("chosen", "rejected"))
         return TrlRow(number, raw, f"preference, {form}", prompt, chosen, rejected)

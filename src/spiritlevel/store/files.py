@@ -85,13 +85,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_json(path: Path) -> Any:
     """Raises SpiritLevelError naming the file and the line if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise _unreadable(error, path) from None
     except (ValueError, RecursionError) as error:
@@ -105,7 +106,7 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
     try:
         with path.open("rb") as file:  # as text, bad UTF-8 would be told of no line
             for number, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if line.strip():
                     rows.append((number, json.loads(line)))
     except OSError as error:

@@ -1,6 +1,6 @@
 """A team's own documents (Markdown, text, HTML, PDF) as training data: chunks, questions with answers, instructions."""
 
-from spiritlevel.data.documents.chunk import Chunk, count_words, cut
+from spiritlevel.data.documents.chunk import Chunk, cut
 from spiritlevel.data.documents.document import Block, Document, UnreadableError
 from spiritlevel.data.documents.make import DocumentCounts, DomainData, chunk_rows, make_demonstrations
 from spiritlevel.data.documents.questions import ask_for_questions
@@ -17,7 +17,6 @@ __all__ = [
     "UnreadableError",
     "ask_for_questions",
     "chunk_rows",
-    "count_words",
     "cut",
     "find_documents",
     "make_demonstrations",

@@ -8,21 +8,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from spiritlevel.data.documents.document import Block, Document, trimmed
+from spiritlevel.data.words import WORD, count_words
 from spiritlevel.store import digest_json
 
-# Chinese and Japanese set no spaces between words; and a "word" of a thousand letters is not one to a tokenizer.
-_SIGNS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_SIGNS}]|[^\s{_SIGNS}]{{1,24}}")
 _BLANK_LINE, _LINE, _SPACE = re.compile(r"\n[ \t]*\n"), re.compile(r"\n"), re.compile(r"\s+")
 # The end of a sentence, not of "e.g." or "No. 5": a capital, a digit or a mark follows.
 SENTENCE_END = re.compile(
     r"(?<=[.!?])(?<!\b[A-Za-z]\.)(?<!\b(?:[Nn]o|Mr|Ms|Dr|cf|vs)\.)[\"')\]*_]*\s+(?=[\"'(\[*_`A-ZÀ-Þ0-9])|(?<=[。！？])"
 )
 _CUTS = {
-    "code": (_BLANK_LINE, _LINE, _SPACE, _WORD),
-    "table": (_LINE, _SPACE, _WORD),
+    "code": (_BLANK_LINE, _LINE, _SPACE, WORD),
+    "table": (_LINE, _SPACE, WORD),
 }
-_PROSE_CUTS = (_BLANK_LINE, SENTENCE_END, _LINE, _SPACE, _WORD)
+_PROSE_CUTS = (_BLANK_LINE, SENTENCE_END, _LINE, _SPACE, WORD)
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,6 @@ class Chunk:
             "digest": self.document.digest,
             "chunk": self.digest[:12],
         }
-
-
-def count_words(text: str) -> int:
-    """Words, about as a tokenizer would see them: a sign of Chinese or Japanese is one, a very long word several."""
-    return len(_WORD.findall(text))
 
 
 def cut(document: Document, *, words: int) -> list[Chunk]:

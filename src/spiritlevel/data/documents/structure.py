@@ -12,10 +12,11 @@ from itertools import groupby
 
 from spiritlevel.chat import Chat, assistant, user
 from spiritlevel.data.demonstration import Demonstration
-from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk, count_words
+from spiritlevel.data.documents.chunk import SENTENCE_END, Chunk
 from spiritlevel.data.documents.document import Block
 from spiritlevel.data.documents.markdown import plain_words
 from spiritlevel.data.documents.rules import rule_question
+from spiritlevel.data.words import count_words
 
 _SECTION = (
     "What does {title} say about {topic}?",

@@ -48,6 +48,11 @@ CANONICAL: dict[str, str] = {
     "tokens/responses_len_mean": "length",
 }
 STEPS = ("step", "global_step", "_step", "train/global_step", "episode")
+# Of the rollouts of an iteration; our log repeats them at each step that learns from these.
+OF_ROLLOUTS = frozenset(
+    ("reward", "reward_std", "kl", "kl_coefficient", "entropy", "length", "finished", "groups_without_signal",
+     "value_explained_variance")
+)  # fmt: skip
 _VALIDATION = ("eval_", "eval/", "validation/")
 
 

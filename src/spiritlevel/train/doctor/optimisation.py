@@ -21,8 +21,8 @@ def without_rollouts(run: Run) -> bool:
 
 
 def text_alone(run: Run) -> bool:
-    """SFT: neither rollouts nor pairs, whose loss goes to zero anyway."""
-    return not run.has_rollouts and "margin" not in run
+    """SFT: neither rollouts nor judged replies, whose loss goes to zero anyway."""
+    return not run.has_rollouts and "margin" not in run and "reward_desirable" not in run
 
 
 @sign(

@@ -18,6 +18,11 @@ def with_implicit_rewards(run: Run) -> bool:
     return run.implicit_rewards is not None
 
 
+def without_a_target(run: Run) -> bool:
+    """IPO wants a margin of a certain size, often beyond 5, and has no more gradient the nearer it is."""
+    return "ipo" not in run
+
+
 @sign(
     "wrong-reference",
     "critical",
@@ -133,10 +138,11 @@ def likelihood_displacement(run: Run) -> Evidence | None:
     remedy="Stop at the step where this began, train for fewer epochs, raise beta, or use IPO, whose margin has a "
     "target; add harder pairs.",
     source="Azar et al. 2023, arXiv:2310.12036 (sec. 4.2); Rafailov et al. 2024, arXiv:2406.02900",
+    asked_of=without_a_target,
 )
 def saturated_margins(run: Run) -> Evidence | None:
     """In the last two fifths of the run the median margin is above 5, where a pair has less than 1 % of its gradient
-    left (sigma(-5) = 0.0067), and 99 % of all pairs are won."""
+    left (sigma(-5) = 0.0067), and 99 % of all pairs are won. Not asked of IPO, whose margin has a target."""
     margin, accuracy = run["margin"], run["accuracy"]
     won = float(np.mean(accuracy.late))
     if float(np.median(margin.late)) <= 5 or won < 0.99:

@@ -12,7 +12,7 @@ from typing import Any
 from spiritlevel.errors import SpiritLevelError
 from spiritlevel.store import read_json, read_jsonl
 from spiritlevel.train.doctor.curve import Curve, Run
-from spiritlevel.train.doctor.names import STEPS, canonical
+from spiritlevel.train.doctor.names import OF_ROLLOUTS, STEPS, canonical
 
 _LOGS = ("metrics.jsonl", "train/metrics.jsonl", "trainer_state.json", "log_history.json", "log.jsonl", "logs.jsonl")
 _EVENTS = "events.out.tfevents.*"
@@ -46,16 +46,24 @@ def read_rows(rows: Iterable[Mapping[str, Any]]) -> Run:
     """The curves of logs in order, such as what `train` returns; of their values only numbers are read.
 
     Where a step was logged twice, as after a restart, the later log holds; a log without a step has its place as one.
+    What is of an iteration's rollouts is one point, at the first of its steps: repeats are no evidence.
     """
     points: dict[str, dict[float, float]] = {}
+    last: dict[str, tuple[float, float]] = {}
     logged_as: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         numbers = {name: float(value) for name, value in row.items() if _is_number(value)}
         step = next((numbers[name] for name in STEPS if name in numbers), float(number))
+        iteration = numbers.get("iteration")
         for name, (logged, value) in canonical(numbers).items():
-            if name not in STEPS:
-                points.setdefault(name, {})[step] = value
-                logged_as[name] = logged
+            if name in STEPS:
+                continue
+            if iteration is not None and name in OF_ROLLOUTS:
+                if last.get(name) == (iteration, value):
+                    continue
+                last[name] = (iteration, value)
+            points.setdefault(name, {})[step] = value
+            logged_as[name] = logged
     curves = {name: Curve(*zip(*sorted(curve.items()), strict=True)) for name, curve in points.items()}
     return Run(curves, logged_as)
 

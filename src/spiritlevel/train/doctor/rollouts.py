@@ -9,6 +9,11 @@ from spiritlevel.train.doctor.curve import SURE, Run, direction, together
 from spiritlevel.train.doctor.sign import ENOUGH, Evidence, sign
 
 
+def without_a_value_model(run: Run) -> bool:
+    """RLOO, GRPO: a reply's advantage is what it has over the others of its group."""
+    return "value_loss" not in run
+
+
 @sign(
     "kl-blow-up",
     "critical",
@@ -155,10 +160,11 @@ def reward_constant(run: Run) -> Evidence | None:
     remedy="Sample prompts that are solved sometimes (dynamic sampling), more replies a group, a higher "
     "temperature, or a reward with more steps.",
     source="Yu et al. 2025, arXiv:2503.14476 (DAPO, dynamic sampling)",
+    asked_of=without_a_value_model,
 )
 def groups_without_signal(run: Run) -> Evidence | None:
     """At the median of the last two fifths half of the groups or more have rewards that are all equal: half of the
-    sampling is for nothing."""
+    sampling is for nothing. Not asked of PPO, whose value model compares replies to different prompts."""
     silent = run["groups_without_signal"]
     if float(np.median(silent.late)) < 0.5:
         return None
