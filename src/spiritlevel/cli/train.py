@@ -231,7 +231,7 @@ METHODS = {
         "Proximal Policy Optimization with a KL penalty and a value model (arXiv:1707.06347, arXiv:2009.01325).",
         kl_coefficient=0.05,
         kl_target=None,
-        kl_gain=0.1,
+        kl_gain=0.2,
         clip=0.2,
         decay=0.95,
         value_weight=0.1,
