@@ -10,78 +10,23 @@ loss is ln 2.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hh_rlhf import DEFAULT_DATA, read_pairs
+from measured import RESULTS, run_peer, write_result
 from spiritlevel.models import PACKAGED, model_folder
-from spiritlevel.store import machine
 
-HERE = Path(__file__).parent
 # Name, epochs, and the type in which TRL holds the base's weights.
 SETTINGS = (("default", 1, "float32"), ("tuned", 3, "float32"), ("tuned, bfloat16 weights", 3, "bfloat16"))
-DEFAULT_DATA = HERE.parent.parent / "shared" / "data" / "hh_rlhf" / "harmless-base.test.jsonl.gz"
-
-
-def read_pairs(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
-    """The first `count` pairs whose prompt and replies together are at most `characters` long."""
-    pairs = list(islice(read_all_pairs(path, characters), count))
-    return pairs if len(pairs) == count else sys.exit(f"{path} has only {len(pairs)} usable pairs")
-
-
-def read_all_pairs(path: Path, characters: int) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        sys.exit(f"{path} is absent: name a file in HH-RLHF's format with --data")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            prompt, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
-            other, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
-            usable = prompt == other and chosen.strip() and rejected.strip() and chosen != rejected
-            if usable and len(row["chosen"]) + len(rejected) <= characters:
-                yield {"prompt": chat(prompt), "chosen": reply(chosen), "rejected": reply(rejected)}
-
-
-def chat(text: str) -> list[dict[str, str]]:
-    messages = []
-    for turn in text.split("\n\n"):
-        for speaker, role in (("Human: ", "user"), ("Assistant: ", "assistant")):
-            if turn.startswith(speaker):
-                messages.append({"role": role, "content": turn.removeprefix(speaker)})
-                break
-        else:
-            if messages:
-                messages[-1]["content"] += "\n\n" + turn
-    return messages
-
-
-def reply(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text.strip()}]
 
 
 def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own, so that its peak memory is its own."""
-    done = subprocess.run(
-        [python, str(HERE / "peers" / script)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout[done.stdout.rindex('{"seconds"') :])
-    result["pairs_per_second"] = len(job["pairs"]) * job["epochs"] / result["seconds"]
-    return result
+    result = run_peer(python, script, job)
+    return result | {"pairs_per_second": len(job["pairs"]) * job["epochs"] / result["seconds"]}
 
 
 def main() -> None:
@@ -90,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--characters", type=int, default=2400)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "dpo_vs_trl.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "dpo_vs_trl.json")
     options = parser.parse_args()
     base = {
         "model": str(model_folder(PACKAGED)), "pairs": read_pairs(options.data, options.pairs, options.characters),
@@ -112,11 +57,8 @@ def main() -> None:
                 "reference_difference": difference(ours["reference"], trl["reference"]),
             }
             show(name, figures[name])
-    report = {
-        "benchmark": "dpo_vs_trl", "pairs": options.pairs, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(), "versions": {"ours": ours["versions"], "trl": trl["versions"]}, "figures": figures,
-    }  # fmt: skip
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    versions = {"ours": ours["versions"], "trl": trl["versions"]}
+    write_result(options.out, pairs=options.pairs, versions=versions, figures=figures)
     tuned = figures["tuned"]
     wrong = [name for name, f in figures.items() if abs(f["first_loss"]["ours"] - math.log(2)) > 0.02]
     if wrong or tuned["reference_difference"] is None or tuned["reference_difference"]["median"] > 0.02:
