@@ -33,8 +33,7 @@ from spiritlevel.train import (
 )
 
 ENOUGH, MINUTES, KL_TARGET, KL_SLACK = 0.8, 5, 6.0, 1.1
-# The horizon in which PPO's coefficient follows, in replies, is a part of the run: with the authors' 10,000 it would
-# hardly move.
+# Of PPO, kl_horizon: two iterations, since a run has but fourteen.
 METHODS = {
     "ppo": PPO(kl_coefficient=0.1, kl_target=KL_TARGET, kl_horizon=128),
     "grpo": GRPO(kl_weight=0.15, max_new_tokens=NEW_TOKENS),
