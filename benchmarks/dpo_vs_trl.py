@@ -11,27 +11,20 @@ of a training in float32 from the same adapter on the same batches stay within 1
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hh_rlhf import DEFAULT_DATA, read_pairs
+from measured import RESULTS, run_peer, write_result
 from spiritlevel.models import PACKAGED, model_folder
-from spiritlevel.store import machine
 
-HERE = Path(__file__).parent
 # Pairs are so long at most, prompt and both replies, in characters.
 USUAL, SHORT = 2400, 400
 CURVE_STEPS = 6
-DEFAULT_DATA = HERE.parent.parent / "shared" / "data" / "hh_rlhf" / "harmless-base.test.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -53,57 +46,9 @@ SETTINGS = (
 )
 
 
-def read_pairs(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
-    """The first `count` pairs whose prompt and replies together are at most `characters` long."""
-    pairs = list(islice(read_all_pairs(path, characters), count))
-    return pairs if len(pairs) == count else sys.exit(f"{path} has only {len(pairs)} usable pairs")
-
-
-def read_all_pairs(path: Path, characters: int) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        sys.exit(f"{path} is absent: name a file in HH-RLHF's format with --data")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            prompt, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
-            other, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
-            usable = prompt == other and chosen.strip() and rejected.strip() and chosen != rejected
-            if usable and len(row["chosen"]) + len(rejected) <= characters:
-                yield {"prompt": chat(prompt), "chosen": reply(chosen), "rejected": reply(rejected)}
-
-
-def chat(text: str) -> list[dict[str, str]]:
-    messages = []
-    for turn in text.split("\n\n"):
-        for speaker, role in (("Human: ", "user"), ("Assistant: ", "assistant")):
-            if turn.startswith(speaker):
-                messages.append({"role": role, "content": turn.removeprefix(speaker)})
-                break
-        else:
-            if messages:
-                messages[-1]["content"] += "\n\n" + turn
-    return messages
-
-
-def reply(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text.strip()}]
-
-
 def run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own, so that its peak memory is its own."""
-    done = subprocess.run(
-        [python, str(HERE / "peers" / script)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    result["pairs_per_second"] = len(job["pairs"]) * job["epochs"] / result["seconds"]
-    return result
+    result = run_peer(python, script, job)
+    return result | {"pairs_per_second": len(job["pairs"]) * job["epochs"] / result["seconds"]}
 
 
 def main() -> None:
@@ -111,7 +56,7 @@ def main() -> None:
     parser.add_argument("--trl-python", required=True, help="the interpreter of an environment that has trl==1.16.0")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--pairs", type=int, default=48, help="How many pairs a setting trains on, epochs counted.")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "dpo_vs_trl.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "dpo_vs_trl.json")
     options = parser.parse_args()
     base = {
         "model": str(model_folder(PACKAGED)), "batch_size": 8, "learning_rate": 1e-4, "beta": 0.1,
@@ -137,12 +82,10 @@ def main() -> None:
     curve = {"ours": curves[0]["losses"], "trl": curves[1]["losses"]}
     apart = max(abs(a - b) for a, b in zip(curve["ours"], curve["trl"], strict=True))
     print(f"loss curves in float32, {CURVE_STEPS} steps: at most {apart:.1e} apart")
-    report = {
-        "benchmark": "dpo_vs_trl", "pairs": options.pairs, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(), "versions": {"ours": ours["versions"], "trl": trl["versions"]}, "figures": figures,
-        "loss_curves": {**curve, "at_most_apart": apart},
-    }  # fmt: skip
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_result(
+        options.out, pairs=options.pairs, versions={"ours": ours["versions"], "trl": trl["versions"]}, figures=figures,
+        loss_curves={**curve, "at_most_apart": apart},
+    )  # fmt: skip
     references = [one["reference_difference"] for one in figures.values() if one["reference_difference"]]
     wrong = [name for name, f in figures.items() if abs(f["first_loss"]["ours"] - math.log(2)) > 0.02]
     if wrong or apart > 1e-3 or max(one["median"] for one in references) > 0.02:

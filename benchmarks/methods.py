@@ -13,20 +13,18 @@ import argparse
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from measured import HERE, RESULTS, write_result
 from spiritlevel.data import Preference, read_preferences
 from spiritlevel.models import PACKAGED, Fork, InProcess, LocalModel, Sampling, open_local
 from spiritlevel.stats import wilson
-from spiritlevel.store import installed_versions, machine
 from spiritlevel.train import OBJECTIVES, ONLINE, load_function, pair_fork
 
-HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples" / "training"
 METHODS = (*OBJECTIVES, *ONLINE)
 NEW_TOKENS = 64
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", default=METHODS)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "methods", help="Where runs are kept.")
     parser.add_argument("--seed", type=int, default=0, help="Of the replies that are measured.")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "methods.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "methods.json")
     given = parser.parse_args()
     runs = given.runs.resolve()
     base = open_local(PACKAGED)
@@ -99,11 +97,7 @@ def main() -> None:
             policy = open_local(str(runs / method / "model"))
             figures[method] |= measured(policy, base, records, given.seed)
         show(method, figures[method])
-    report = {
-        "benchmark": "methods", "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(),
-        "versions": installed_versions(), "held_out_pairs": len(records), "figures": figures,
-    }  # fmt: skip
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_result(given.out, held_out_pairs=len(records), figures=figures)
 
 
 def show(method: str, figures: dict[str, Any]) -> None:

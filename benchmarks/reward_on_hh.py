@@ -12,13 +12,12 @@ import hashlib
 import json
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from dpo_vs_trl import DEFAULT_DATA, HERE, read_all_pairs
+from hh_rlhf import DEFAULT_DATA, read_all_pairs
+from measured import RESULTS, write_result
 from spiritlevel.data import Preference
 from spiritlevel.models import PACKAGED, RewardModel, open_local
-from spiritlevel.store import installed_versions, machine
 from spiritlevel.train import LoraSettings, Reward, TrainConfig, add_lora, reward_quality, train
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=1500, help="Longer pairs are left out.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "reward_on_hh.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "reward_on_hh.json")
     given = parser.parse_args()
     records = [Preference.model_validate(pair) for pair in read_all_pairs(given.data, given.characters)]
     held_out = [record for record in records if judges(record)]
@@ -49,19 +48,16 @@ def main() -> None:
         history = train(student, objective, examples, config, Path(folder))
     seconds = time.monotonic() - started
     after = reward_quality(student, held_out)
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": installed_versions(),
-        "pairs": {"trained": len(taught), "held_out": len(held_out)},
-        "settings": {"learning_rate": given.lr, "seed": given.seed, "characters": given.characters},
-        "seconds": seconds,
-        "pairs_per_second": len(taught) / seconds,
-        "last_loss": sum(row["loss"] for row in history[-10:]) / len(history[-10:]),
-        "untrained": before.as_json(),
-        "trained": after.as_json(),
-    }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(
+        given.out,
+        pairs={"trained": len(taught), "held_out": len(held_out)},
+        settings={"learning_rate": given.lr, "seed": given.seed, "characters": given.characters},
+        seconds=seconds,
+        pairs_per_second=len(taught) / seconds,
+        last_loss=sum(row["loss"] for row in history[-10:]) / len(history[-10:]),
+        untrained=before.as_json(),
+        trained=after.as_json(),
+    )
     for name, quality in (("untrained", before), ("trained", after)):
         accuracy, length = quality.accuracy, quality.length_accuracy
         print(

@@ -40,11 +40,11 @@ layouts = [
 ]
 json.dump(
     {
+        "seconds": ended - started,
+        "train_seconds": ended - built,
         # Tokens of all pairs, their prompts once; and those that the trunk saw in training, padding and all.
         "tokens": config.epochs * sum(fork.length for fork in forks),
         "computed": sum(layout.tokens.numel() + layout.start.numel() for layout in layouts),
-        "seconds": ended - started,
-        "train_seconds": ended - built,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "losses": [row["loss"] for row in history],
         "reference": [example.reference[0] for example in examples],
