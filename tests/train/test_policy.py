@@ -47,6 +47,7 @@ from spiritlevel.train import (
     Window,
     add_lora,
     function_reward,
+    memory,
     policy_alone,
     save_trained,
     train,
@@ -360,6 +361,20 @@ def test_the_penalty_is_steered_to_its_target_by_at_most_a_fifth() -> None:
         assert PPO(kl_coefficient=0.1).coefficient(history, 10) == 0.1
 
 
+@given(st.floats(0, 1e6), st.integers(1, 100_000), st.floats(1, 1e6))
+def test_no_iteration_moves_the_penalty_by_more_than_a_fifth(kl: float, replies: int, horizon: float) -> None:
+    steered = PPO(kl_target=6.0, kl_horizon=horizon).coefficient([{"kl": kl, "kl_coefficient": 1.0}], replies)
+    assert 0.8 <= steered <= 1.2
+
+
+@pytest.mark.parametrize(("kl", "low", "high"), [(100.0, 1.5, 2.5), (0.0, 0.4, 0.7)])
+def test_a_thousand_replies_halve_or_double_the_penalty(kl: float, low: float, high: float) -> None:
+    history = [{"kl": kl, "kl_coefficient": 1.0}]
+    for _ in range(1000 // 64):
+        history.append({"kl": kl, "kl_coefficient": PPO(kl_target=6.0).coefficient(history, 64)})
+    assert low < history[-1]["kl_coefficient"] < high
+
+
 @given(st.floats(-5, 5))
 def test_the_estimate_of_the_divergence_is_never_negative(log_ratio: float) -> None:
     assert float(log_ratio_kl(torch.tensor(log_ratio, dtype=torch.float64))) >= -1e-12
@@ -466,6 +481,37 @@ def test_what_is_kept_is_the_policy_alone(tmp_path: Path) -> None:
     alone = policy_alone(model)
     assert torch.equal(alone.score([fork]).logprobs, expected)
     assert not any("value" in name for name, _ in alone.model.named_parameters())
+
+
+def test_checkpointed_layers_are_computed_twice_and_learn_the_same(tmp_path: Path) -> None:
+    weights, calls = [], []
+    for setting in ("on", "off"):
+        model = policy()
+        counted: list[bool] = []
+        layer = model.model.get_base_model().model.layers[0]
+        layer.self_attn.attention_dropout = 0.5
+        layer.mlp.register_forward_pre_hook(lambda *_, seen=counted: seen.append(torch.is_grad_enabled()))
+        config = replace(CONFIG, checkpointing=setting)
+        train_online(model, RLOO(), CHATS, REWARD, replace(ONLINE, iterations=1), config, tmp_path / setting)
+        assert not any(module.training for module in model.model.modules())
+        weights.append({name: weight.detach() for name, weight in model.model.named_parameters()})
+        calls.append(sum(counted))
+    assert calls[0] == 2 * calls[1] > 0
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-6, atol=1e-6)
+
+
+def test_the_memory_of_a_step_is_estimated_once_and_for_the_longest_replies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Fork]] = []
+    estimate = memory.estimate_step
+    monkeypatch.setattr(memory, "estimate_step", lambda model, forks: asked.append(forks) or estimate(model, forks))
+    train_online(policy(), RLOO(), CHATS, REWARD, ONLINE, CONFIG, tmp_path)
+    assert len(asked) == 1
+    assert {len(reply) for fork in asked[0] for reply in fork.continuations} == {ONLINE.max_new_tokens}
+    longest = max(len(policy().prompt_tokens(chat)) for chat in CHATS)
+    assert max(len(fork.prompt) for fork in asked[0]) == longest
 
 
 def test_a_reward_adapter_beside_the_policy_scores_as_the_model_it_was(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from spiritlevel.train.actor_critic import ActorCritic, using_adapter
 from spiritlevel.train.adapters import fused_lora
 from spiritlevel.train.batches import epoch_batches
 from spiritlevel.train.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from spiritlevel.train.memory import Checkpointing, gradient_checkpointing
+from spiritlevel.train.memory import Checkpointing, gradient_checkpointing, settled
 from spiritlevel.train.objectives.policy import Batch, Experience, PolicyObjective
 from spiritlevel.train.rewards import Answered, RewardSource
 from spiritlevel.train.step import StepMetrics, Stepper, TrainConfig, stop_if_diverged
@@ -74,7 +74,6 @@ def train_online(
     arguments after a kill goes on at the last kept iteration and ends with the same weights.
     """
     prompts = _prompts(model, chats, online, config)
-    saving = _checkpointing(model, config)
     model.temperature = online.temperature
     steps = config.epochs * -(-online.prompts // config.batch_size)
     stepper = Stepper(model, objective, config, online.iterations * steps)
@@ -88,6 +87,7 @@ def train_online(
     engine = engine or InProcess(model)
     saved_at = time.monotonic()
     with fused_lora(model.model):
+        saving = _checkpointing(model, config, prompts, online)
         for iteration in range(len(history) // steps, online.iterations):
             chosen = _prompts_of(iteration, len(chats), online.prompts, config.seed)
             engine.update_weights(model)
@@ -96,7 +96,7 @@ def train_online(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
                 history,
             )  # fmt: skip
-            with gradient_checkpointing(model, saving, [[one.fork for one in experience]], config.token_budget):
+            with gradient_checkpointing(model, saving, (), config.token_budget):
                 for epoch in range(config.epochs):
                     for batch in _batches(len(experience), config, iteration, epoch):
                         metrics = stepper.step(len(history), [experience[index] for index in batch])
@@ -240,10 +240,17 @@ def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
     return chosen
 
 
-def _checkpointing(model: LocalModel, config: TrainConfig) -> Checkpointing:
-    """A checkpointed layer computes again in the backward pass, when another adapter may be active."""
+def _checkpointing(
+    model: LocalModel, config: TrainConfig, prompts: Sequence[tuple[int, ...]], online: OnlineConfig
+) -> Checkpointing:
+    """Settled once, for the longest prompts with all replies at their limit: no iteration can take more.
+
+    A checkpointed layer computes again in the backward pass, when another adapter may be active.
+    """
     if not isinstance(model, ActorCritic):
-        return config.checkpointing
+        longest = sorted(prompts, key=len)[-config.batch_size :]
+        replies = ((model.pad_token,) * online.max_new_tokens,) * online.samples
+        return settled(model, config.checkpointing, [[Fork(p, replies) for p in longest]], config.token_budget)
     if config.checkpointing == "on":
         raise SpiritLevelError(
             "PPO's two adapters don't work with gradient checkpointing",
