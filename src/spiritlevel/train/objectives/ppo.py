@@ -41,7 +41,8 @@ def clipped_value_loss(
 @dataclass(frozen=True)
 class PPO(PolicyObjective):
     """kl_coefficient: β of the penalty −β (log π − log π_ref) in every token's reward. kl_target: the divergence of a
-    reply, summed over its tokens, that β is steered to (Ziegler et al., section 2.2); None: β stays.
+    reply, summed over its tokens, that β is steered to (Ziegler et al., section 2.2); None: β stays. kl_horizon: the
+    replies over which it is; the authors' 10,000 is for a million, and leaves β as it is in a run of a few thousand.
 
     clip, value_clip: how far a ratio and a value may move in one iteration; discount, decay: γ and λ of the advantages;
     value_weight: of the value loss. whiten_rewards: variance 1 for the rewards of an iteration, its mean kept.
@@ -49,7 +50,7 @@ class PPO(PolicyObjective):
 
     kl_coefficient: float = 0.05
     kl_target: float | None = None
-    kl_horizon: float = 10_000.0
+    kl_horizon: float = 300.0
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
@@ -90,14 +91,15 @@ class PPO(PolicyObjective):
         return Advantages(whiten(advantages, batch.mask), returns, metrics)
 
     def coefficient(self, history: Sequence[dict[str, float]], replies: int) -> float:
-        """β of the iteration that begins: the last one's times 1 + clip(KL/target − 1, ±0.2) · replies/horizon."""
+        """β of the iteration that begins: the last one's times 1 + clip(KL/target − 1, ±0.2) · replies/horizon, at most
+        once the horizon."""
         if not history:
             return self.kl_coefficient
         last = history[-1]
         if self.kl_target is None:
             return last["kl_coefficient"]
         error = max(-0.2, min(0.2, last["kl"] / self.kl_target - 1))
-        return last["kl_coefficient"] * (1 + error * replies / self.kl_horizon)
+        return last["kl_coefficient"] * (1 + error * min(replies / self.kl_horizon, 1.0))
 
     def loss(self, scores: ActorCriticScores, examples: Sequence[Experience], window: Window) -> tuple[Tensor, Metrics]:
         old, advantages, values, returns = (
