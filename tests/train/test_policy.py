@@ -50,6 +50,7 @@ from spiritlevel.train import (
     add_lora,
     function_reward,
     load_function,
+    memory,
     model_reward,
     policy_alone,
     save_trained,
@@ -631,6 +632,18 @@ def test_checkpointed_layers_compute_again_and_the_weights_are_the_same(tmp_path
         assert not any(module.training for module in model.model.modules())
     assert forwards["on"] == 2 * forwards["off"] > 0
     assert_close(*models.values())
+
+
+def test_the_memory_of_a_step_is_estimated_once_and_for_the_longest_replies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[Fork]] = []
+    estimate = memory.estimate_step
+    monkeypatch.setattr(memory, "estimate_step", lambda model, forks: asked.append(forks) or estimate(model, forks))
+    train_online(policy(), RLOO(), CHATS, REWARD, ONLINE, CONFIG, tmp_path)
+    assert len(asked) == 1
+    assert {len(reply) for fork in asked[0] for reply in fork.continuations} == {ONLINE.max_new_tokens}
+    assert {len(fork.prompt) for fork in asked[0]} == {max(len(policy().prompt_tokens(chat)) for chat in CHATS)}
 
 
 def assert_close(left: LocalModel, right: LocalModel) -> None:
