@@ -432,7 +432,7 @@ def test_the_variants_of_grpo_divide_as_their_papers_say() -> None:
     )
     old = torch.log(torch.tensor([0.5, 0.25, 0.5, 0.25], dtype=torch.float64))
     advantages = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
-    one = Experience(fork, logprobs=old, advantages=advantages)
+    one = Experience(fork, logprobs=old, advantages=advantages, reference_logprobs=old, values=old, returns=old)
     window = Window.over([one])
     # Ratios 1, 2, 1 and 1; the second is clipped at 1.2.
     terms = [-1.0, -1.2, -1.0, 1.0]

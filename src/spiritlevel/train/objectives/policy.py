@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from spiritlevel.train.objective import Example, Metrics, Objective
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Experience(Example):
     """A prompt with its rollouts as continuations, and for every token, in their order, each [scored]:
 
@@ -22,11 +22,11 @@ class Experience(Example):
     values it gave and the returns it should have given.
     """
 
-    logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
-    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
-    reference_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
-    values: Tensor = field(default_factory=lambda: torch.empty(0))
-    returns: Tensor = field(default_factory=lambda: torch.empty(0))
+    logprobs: Tensor
+    advantages: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    returns: Tensor
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ def bradley_terry_loss(
     return -probability * logsigmoid(gain) - (1 - probability) * logsigmoid(-gain)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardExample(Example):
     """pairs: for each pair of replies of the fork (better, worse) its margin and its probability."""
 
-    pairs: tuple[tuple[int, int, float, float], ...] = ()
+    pairs: tuple[tuple[int, int, float, float], ...]
 
 
 @dataclass(frozen=True)
