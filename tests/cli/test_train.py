@@ -131,6 +131,17 @@ def test_a_failure_of_one_process_ends_all_with_one_message(workplace: Path) -> 
     assert "Traceback" not in told.stderr
 
 
+def test_of_a_process_that_was_killed_the_command_says_so(workplace: Path) -> None:
+    (workplace / "deadly.py").write_text(
+        "import os\n\n\ndef kills(chat, reply):\n    return os.environ['RANK'] == '0' or os.kill(os.getpid(), 9)\n"
+    )
+    more = ["--reward", "deadly.py:kills", "--processes", 2]
+    told = apart(["spiritlevel"], "train", "grpo", *settings("grpo", workplace / "none"), *more, folder=workplace)
+    assert told.returncode == 3, told.stderr
+    assert told.stderr.count("error:") == 1 and "process 2 of 2 was killed by signal 9" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 @pytest.mark.parametrize(
     ("launched", "method", "more", "message"),
     [

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from spiritlevel.errors import SpiritLevelError
@@ -29,6 +31,14 @@ def share_with(count: int) -> None:
                 f"{here} processes can't share {cuda.device_count()} GPUs", remedy="Start one process a GPU at most."
             )
         PartialState(cpu=not cuda.is_available())  # each takes its own GPU, before a model is put there
+        sys.excepthook = partial(_tell_late, sys.excepthook)
+
+
+def _tell_late(tell: Callable[..., object], *error: object) -> None:
+    """The traceback of what no one expected, unless it is only that another process was killed: then this one is
+    stopped before."""
+    time.sleep(1.0)
+    tell(*error)
 
 
 def _call_again_in(count: int) -> NoReturn:
