@@ -289,6 +289,7 @@ def _prompts(
     if not chats:
         raise SpiritLevelError("there are no prompts to learn from", remedy="Give at least one.")
     prompts = [model.prompt_tokens(chat) for chat in chats]
+    model.check_room(prompts, online.max_new_tokens)
     longest = max(map(len, prompts)) + online.max_new_tokens
     if longest > config.max_length:
         raise SpiritLevelError(
