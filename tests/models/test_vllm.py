@@ -64,7 +64,8 @@ class Served:
         assert PYTHON is not None
         command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", self.folder, "--port", self.port]
         command += ["--enable-lora", "--max-lora-rank", 8, "--logprobs-mode", "processed_logprobs"]
-        command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", 256]
+        command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", 256]
+        command += ["--enforce-eager", "--no-enable-chunked-prefill"]  # it starts sooner; it would die of a seed
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -141,9 +142,14 @@ def logprobs_of(rollouts: Sequence[Sequence[Rollout]]) -> list[float]:
     return [value for drawn in rollouts for one in drawn for value in one.logprobs]
 
 
-def own(model: LocalModel, rollouts: Sequence[Sequence[Rollout]], temperature: float = 1.0) -> list[float]:
+def own(
+    model: LocalModel,
+    rollouts: Sequence[Sequence[Rollout]],
+    temperature: float = 1.0,
+    prompts: Sequence[tuple[int, ...]] = PROMPTS,
+) -> list[float]:
     """What the model itself says of what was drawn."""
-    forks = [Fork(prompt, tuple(one.tokens for one in drawn)) for prompt, drawn in zip(PROMPTS, rollouts, strict=True)]
+    forks = [Fork(prompt, tuple(one.tokens for one in drawn)) for prompt, drawn in zip(prompts, rollouts, strict=True)]
     return [value for values in model.token_logprobs(forks, temperature=temperature) for value in values]
 
 
@@ -159,6 +165,15 @@ def test_the_log_probabilities_of_what_is_drawn_are_the_policys_own(
         [others] = drawing.generate(PROMPTS[:1], Sampling(12, temperature), seeds=[[seed + 99 for seed in SEEDS[0]]])
     assert logprobs_of(rollouts) == pytest.approx(own(model, rollouts, temperature), abs=1e-3)
     assert len({one.tokens for one in (*rollouts[0], *others)}) > 8
+
+
+def test_more_at_once_than_the_server_takes_in_one_step(served: Served, tmp_path: Path) -> None:
+    model, prompts = policy(served), [tuple(range(start, start + 60)) for start in range(3)]
+    with engine(served, tmp_path) as drawing:
+        drawing.update_weights(model)
+        rollouts = drawing.generate(prompts, Sampling(3, 1.3), seeds=[list(range(32))] * 3)
+    assert [len(drawn) for drawn in rollouts] == [32] * 3
+    assert logprobs_of(rollouts) == pytest.approx(own(model, rollouts, 1.3, prompts), abs=1e-3)
 
 
 def test_a_reply_ends_with_its_stop_token_or_at_the_limit(served: Served, tmp_path: Path) -> None:
