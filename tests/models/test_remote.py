@@ -19,7 +19,7 @@ import pytest
 
 from spiritlevel.chat import Chat, user
 from spiritlevel.errors import SpiritLevelError
-from spiritlevel.models import remote
+from spiritlevel.models import server as http
 from spiritlevel.models.remote import RemoteModel, parse_remote_spec
 from spiritlevel.models.reply import Reply
 
@@ -153,7 +153,7 @@ def server() -> Iterator[ChatServer]:
 
 @pytest.fixture(autouse=True)
 def quick_and_keyless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(http, "_FIRST_BACKOFF_S", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("SPIRITLEVEL_API_KEY", raising=False)
 
@@ -292,7 +292,7 @@ def test_lasting_failures_are_not_retried(server: ChatServer, status: int) -> No
 
 
 def test_backoff_grows_and_is_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_BACKOFF_S", 0.5)
+    monkeypatch.setattr(http, "_FIRST_BACKOFF_S", 0.5)
     ceilings: list[float] = []
 
     def lowest(low: float, high: float) -> float:
@@ -302,7 +302,7 @@ def test_backoff_grows_and_is_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lowest)
     model = RemoteModel("m", "http://c", retries=2000)
     for attempt in (0, 1, 2, 3, 7, 1999):
-        assert model._pause(httpx.ConnectError("no"), attempt) == 0
+        assert model._server._pause(httpx.ConnectError("no"), attempt) == 0
     assert ceilings == [0.5, 1, 2, 4, 60, 60]
 
 
@@ -314,13 +314,13 @@ def test_retry_after_is_honoured(server: ChatServer) -> None:
 
 
 def test_retry_after_reads_numbers_and_dates() -> None:
-    assert remote._seconds_asked("3") == 3
-    assert remote._seconds_asked("9" * 5000) == 60
+    assert http._seconds_asked("3") == 3
+    assert http._seconds_asked("9" * 5000) == 60
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
-    assert 18 < remote._seconds_asked(soon) <= 20
+    assert 18 < http._seconds_asked(soon) <= 20
     for header in ("Wed, 21 Oct 2015 07:28:00 GMT", "", "soon", "-5", "nan", "inf", "²", "99 Jan 99999 0"):
-        assert remote._seconds_asked(header) == 0
-    assert remote._seconds_asked("Fri, 31 Dec 2100 23:59:59 GMT") == 60
+        assert http._seconds_asked(header) == 0
+    assert http._seconds_asked("Fri, 31 Dec 2100 23:59:59 GMT") == 60
 
 
 def test_dropped_connection_is_retried_and_then_told(server: ChatServer) -> None:

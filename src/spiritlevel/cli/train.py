@@ -83,6 +83,10 @@ ROLLOUTS: Options = {
         float | None,
         typer.Option(None, help="The reward of a reply that was cut at its limit. (default: its score)"),
     ),
+    "engine": (
+        str | None,
+        typer.Option(None, "--engine", help="The address of a vLLM server that draws them. (default: this process)"),
+    ),
     "epochs": (int, typer.Option(1, min=1, help="Passes over an iteration's replies.")),
     "batch_size": (int, typer.Option(8, min=1, help="Prompts per optimiser step, with all their replies.")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from spiritlevel.errors import SpiritLevelError
 if TYPE_CHECKING:
     from spiritlevel.chat import Chat
     from spiritlevel.data import Preference
-    from spiritlevel.models import LocalModel, RewardModel
+    from spiritlevel.models import VLLM, LocalModel, RewardModel
     from spiritlevel.train import LoraSettings, RewardSource, StepMetrics, TrainConfig
 
 CHARTER_SUFFIXES = (".yaml", ".yml")
@@ -102,14 +103,25 @@ def train_on_rollouts(method: str, own: dict[str, Any], given: SimpleNamespace) 
         max_new_tokens=given.max_new_tokens, temperature=given.temperature, unfinished_reward=given.unfinished_reward,
     )  # fmt: skip
     progress = TerminalProgress()
-    with progress.stage(f"train {method}"):
+    with _engine(given) as engine, progress.stage(f"train {method}"):
         train_online(
             policy, objective, chats, reward, online, _settings(given), given.out,
-            on_step=_watch(progress, given),
+            engine=engine, on_step=_watch(progress, given),
         )  # fmt: skip
     if PartialState().is_main_process:
         save_trained(policy_alone(policy), given.out / "model", form="merged" if given.merge else "adapter")
         _say_what_was_written(given, chat=True)
+
+
+def _engine(given: SimpleNamespace) -> AbstractContextManager[VLLM | None]:
+    """What draws the replies; None: the model that is trained. Of several processes only the first asks a server."""
+    from accelerate import PartialState
+
+    from spiritlevel.models import VLLM
+
+    if given.engine and PartialState().is_main_process:
+        return closing(VLLM(given.engine, given.out / "engine"))
+    return nullcontext()
 
 
 def _judge_reward_model(

@@ -20,11 +20,13 @@ from spiritlevel.models.scoring import (
     trunk_of,
     verify_engine,
 )
+from spiritlevel.models.vllm import VLLM
 
 ChatModel = LocalModel | RemoteModel
 
 __all__ = [
     "PACKAGED",
+    "VLLM",
     "ChatModel",
     "Completion",
     "Fork",

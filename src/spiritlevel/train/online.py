@@ -224,7 +224,7 @@ def _draw(
         return engine.generate([prompt for prompt, _ in mine], online.sampling, seeds=[seeds for _, seeds in mine])
 
     work = list(zip(prompts, seeds.tolist(), strict=True))
-    return shared_out(draw, work, by_first=not isinstance(engine, InProcess))
+    return shared_out(draw, work, by_first=first_says(not isinstance(engine, InProcess)))
 
 
 def _prompts_of(iteration: int, count: int, size: int, seed: int) -> list[int]:
