@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +85,20 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=48, help="prompts to judge by, four replies each")
     parser.add_argument("--out", type=Path, default=RESULTS / "planted_reward.json")
     given = parser.parse_args()
-    runs = []
-    for method in given.methods:
-        for seed in given.seeds:
-            runs.append(one_run(method, seed, given.iterations, given.held_out))
-            show(runs[-1])
     settings = {
         "learning_rate": LEARNING_RATE, "prompts": PROMPTS, "samples": SAMPLES, "prompts_a_step": PROMPTS_A_STEP,
         "iterations": given.iterations, "new_tokens": NEW_TOKENS, "held_out_prompts": given.held_out,
         "methods": {name: asdict(method) for name, method in METHODS.items()},
     }  # fmt: skip
     bars = {"reward": ENOUGH, "minutes": MINUTES, "kl": KL_SLACK * KL_TARGET}
-    write_result(given.out, settings=settings, bars=bars, runs=runs)
-    if missed := [
-        f"{run['method']} seed {run['seed']}" for run in runs if not (run["solved"] and run["within_target"])
-    ]:
-        sys.exit(f"NOT REACHED: {', '.join(missed)}")
+    runs = []
+    for method, seed in product(given.methods, given.seeds):
+        runs.append(one_run(method, seed, given.iterations, given.held_out))
+        show(runs[-1])
+        write_result(given.out, settings=settings, bars=bars, runs=runs)
+    missed = [run for run in runs if not (run["solved"] and run["within_target"])]
+    if missed:
+        sys.exit("NOT REACHED: " + ", ".join(f"{run['method']} seed {run['seed']}" for run in missed))
     print("reached by all")
 
 
