@@ -38,7 +38,7 @@ ENOUGH, MINUTES, KL_TARGET, KL_SLACK = 0.8, 5, 6.0, 1.1
 METHODS = {
     "ppo": PPO(kl_coefficient=0.1, kl_target=KL_TARGET, kl_horizon=128),
     "grpo": GRPO(kl_weight=0.15, max_new_tokens=NEW_TOKENS),
-    "rloo": RLOO(kl_coefficient=0.05),
+    "rloo": RLOO(kl_coefficient=0.08),
 }
 LEARNING_RATE, PROMPTS, SAMPLES, PROMPTS_A_STEP = 1e-3, 8, 8, 4
 
