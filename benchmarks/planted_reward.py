@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ ENOUGH, MINUTES, KL_TARGET, KL_SLACK = 0.8, 5, 6.0, 1.1
 METHODS = {
     "ppo": PPO(kl_coefficient=0.1, kl_target=KL_TARGET, kl_gain=0.5),
     "grpo": GRPO(kl_weight=0.15, max_new_tokens=NEW_TOKENS),
-    "rloo": RLOO(kl_coefficient=0.05),
+    "rloo": RLOO(kl_coefficient=0.08),
 }
 LEARNING_RATE, PROMPTS, SAMPLES, PROMPTS_A_STEP = 1e-3, 8, 8, 4
 
@@ -84,22 +85,20 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=48, help="prompts to judge by, four replies each")
     parser.add_argument("--out", type=Path, default=RESULTS / "planted_reward.json")
     given = parser.parse_args()
-    runs = []
-    for method in given.methods:
-        for seed in given.seeds:
-            runs.append(one_run(method, seed, given.iterations, given.held_out))
-            show(runs[-1])
     settings = {
         "learning_rate": LEARNING_RATE, "prompts": PROMPTS, "samples": SAMPLES, "prompts_a_step": PROMPTS_A_STEP,
         "iterations": given.iterations, "new_tokens": NEW_TOKENS, "held_out_prompts": given.held_out,
         "methods": {name: asdict(method) for name, method in METHODS.items()},
     }  # fmt: skip
     bars = {"reward": ENOUGH, "minutes": MINUTES, "kl": KL_SLACK * KL_TARGET}
-    write_result(given.out, settings=settings, bars=bars, runs=runs)
-    if missed := [
-        f"{run['method']} seed {run['seed']}" for run in runs if not (run["solved"] and run["within_target"])
-    ]:
-        sys.exit(f"NOT REACHED: {', '.join(missed)}")
+    runs = []
+    for method, seed in product(given.methods, given.seeds):
+        runs.append(one_run(method, seed, given.iterations, given.held_out))
+        show(runs[-1])
+        write_result(given.out, settings=settings, bars=bars, runs=runs)
+    missed = [run for run in runs if not (run["solved"] and run["within_target"])]
+    if missed:
+        sys.exit("NOT REACHED: " + ", ".join(f"{run['method']} seed {run['seed']}" for run in missed))
     print("reached by all")
 
 

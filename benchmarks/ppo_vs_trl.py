@@ -27,8 +27,9 @@ TRL_SETTINGS = ("default", "tuned")
 # Replies a prompt, and whether there is a system prompt.
 SHAPES = {"four": (4, False), "one": (1, False), "four, system prompt": (4, True)}
 BAR = 3.0
-# Of sampler and trainer, which round differently in bfloat16: of the mean ratio, and in nats a token.
-RATIO, KL = 0.02, 0.02
+# Of sampler and trainer, which round differently in bfloat16 (by about 0.07 a token): of the mean ratio, and in nats a
+# reply.
+RATIO, KL = 0.02, 0.5
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     sizes = ("replies", "new_tokens", "epochs", "minibatches", "iterations")
     settings = {size: getattr(given, size) for size in sizes}
     write_result(given.out, settings=settings, bar=BAR, versions=versions, figures=figures)
-    verdict(figures, given.new_tokens)
+    verdict(figures)
 
 
 def one_run(python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +101,11 @@ def show(name: str, figure: dict[str, Any]) -> None:
     print(f"{name:28} {sides} | {figure['speed_ratio']:.1f}x speed, {figure['memory_ratio']:.2f}x memory", flush=True)
 
 
-def verdict(figures: dict[str, Any], new_tokens: int) -> None:
+def verdict(figures: dict[str, Any]) -> None:
     for name, figure in figures.items():
         for side in ("ours", "trl"):
             start = figure[side]["at_the_start"]
-            if abs(start["ratio"] - 1) > RATIO or abs(start["kl"]) > KL * new_tokens:
+            if abs(start["ratio"] - 1) > RATIO or abs(start["kl"]) > KL:
                 sys.exit(f"NOT CORRECT: {side}, {name}: {start}")
     if slow := [name for name, figure in figures.items() if figure["speed_ratio"] < BAR]:
         sys.exit(f"NOT REACHED: {BAR}x against {'; '.join(slow)}")
