@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from spiritlevel.errors import SpiritLevelError
 
-# When one has failed, the others may tell why for so many seconds before they are stopped.
+# When one has failed, the first may tell why for so many seconds before all are stopped.
 _LAST_WORDS = 5.0
 
 
@@ -63,7 +63,7 @@ def _call_again_in(count: int) -> NoReturn:
                 remedy="If memory was short, lower --token-budget; the same command goes on from the last checkpoint.",
             )
         deadline = time.monotonic() + _LAST_WORDS
-        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        while children[0].poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         for child in children:

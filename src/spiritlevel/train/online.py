@@ -90,7 +90,7 @@ def train_online(
         for iteration in range(len(history) // steps, online.iterations):
             chosen = _prompts_of(iteration, len(chats), online.prompts, config.seed)
             if stepper.accelerator.is_main_process:
-                engine.update_weights(model)  # in the others it is the model itself, or a server that these tell too
+                engine.update_weights(model)  # one tells a server; in-process engines draw from the model itself
             rollouts = _draw(engine, [prompts[index] for index in chosen], online, config.seed, iteration)
             experience, told = gather(
                 model, objective, [chats[i] for i in chosen], [prompts[i] for i in chosen], rollouts, reward, online,
